@@ -1,0 +1,23 @@
+//! The state machines of pd: scheduler, radix cache, HiCache controller, KV transfer protocol and router.
+//!
+//! Values in, values out. What is absent on purpose:
+//!
+//! 1. **No clock.** `now` arrives with each input; deadlines are pulled by the driver.
+//! 2. **No IO, no threads, no async.** The crate is `no_std`; the compiler refuses what could do any of it.
+//! 3. **No floats, no hash maps.** Equal inputs give equal outputs, bit for bit, on every platform and build.
+//! 4. **No shared ownership.** One owner, `&mut self`; parents lend components to each other as arguments.
+//! 5. **No handles.** Commands name pages; KV bytes, sockets and files exist only behind the lanes of a driver.
+#![no_std]
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod codec;
+pub mod digest;
+pub mod id;
+pub mod key;
+pub mod rng;
+pub mod time;

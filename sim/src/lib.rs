@@ -1,0 +1,1 @@
+//! Drives the state machines of pd in virtual time.
