@@ -1,1 +1,4 @@
 //! Drives the state machines of pd in virtual time.
+#![forbid(unsafe_code)]
+
+pub mod link;
