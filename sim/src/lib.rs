@@ -1,4 +1,5 @@
 //! Drives the state machines of pd in virtual time.
 #![forbid(unsafe_code)]
 
+pub mod disk;
 pub mod link;
