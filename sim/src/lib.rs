@@ -2,5 +2,6 @@
 #![forbid(unsafe_code)]
 
 pub mod disk;
+pub mod heap;
 pub mod link;
 pub mod store;
