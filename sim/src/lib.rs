@@ -4,4 +4,5 @@
 pub mod disk;
 pub mod heap;
 pub mod link;
+pub mod stats;
 pub mod store;
