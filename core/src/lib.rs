@@ -19,5 +19,6 @@ pub mod codec;
 pub mod digest;
 pub mod id;
 pub mod key;
+pub mod pool;
 pub mod rng;
 pub mod time;
