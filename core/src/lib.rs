@@ -20,5 +20,6 @@ pub mod digest;
 pub mod id;
 pub mod key;
 pub mod pool;
+pub mod radix;
 pub mod rng;
 pub mod time;
