@@ -17,6 +17,7 @@ extern crate std;
 
 pub mod codec;
 pub mod digest;
+pub mod evict;
 pub mod id;
 pub mod key;
 pub mod pool;
