@@ -16,6 +16,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod codec;
+pub mod cost;
 pub mod digest;
 pub mod id;
 pub mod key;
