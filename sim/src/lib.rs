@@ -1,1 +1,3 @@
 //! Drives the state machines of pd in virtual time.
+
+pub mod hardware;

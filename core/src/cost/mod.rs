@@ -89,7 +89,7 @@ impl Cost {
             let (reserved_bytes, hbm_bytes) = (hardware.reserved_bytes, hardware.hbm_bytes);
             return Err(CostError::WeightsDoNotFit { weights_bytes, reserved_bytes, hbm_bytes, tp });
         }
-        let tables = hardware.tables.iter().find(|tables| tables.model == model.name && tables.tp == tp);
+        let tables = hardware.tables.iter().find(|tables| tables.tp == tp && tables.models.contains(&model.name));
         let launches = hardware.launch.kernels_per_layer * u64::from(model.layers);
         let kernels = Kernels {
             dense: Dense::new(hardware, model, tp, tables)?,
@@ -235,9 +235,8 @@ impl Kernels {
         let decodes = graph.map_or(load.decodes, |&padded| u64::from(padded));
         let mut attention_ps = self.attention.decode_ps(load.decodes, load.context_tokens);
         if load.chunks > 0 {
-            attention_ps = attention_ps
-                .saturating_add(self.attention.prefill_base_ps())
-                .saturating_add(load.prefill_attention_ps);
+            attention_ps =
+                attention_ps.saturating_add(self.attention.prefill_base_ps()).saturating_add(load.prefill_attention_ps);
         }
         let ps = self
             .step_ps

@@ -49,7 +49,7 @@ impl Model {
         self.kv_bytes(u64::from(self.kv_heads))
     }
 
-    /// The same on one rank of `tp`. Ranks beyond the KV heads hold copies, so the sum can exceed the model's.
+    /// The same on one rank of `tp`. Ranks beyond the KV heads hold copies, so the sum can exceed the model's. A `tp` of 0 counts as 1.
     #[must_use]
     pub fn kv_bytes_per_token_rank(&self, tp: u32) -> u64 {
         self.kv_bytes(self.kv_heads_rank(tp))
@@ -80,7 +80,7 @@ impl Model {
 
     /// KV heads of one rank: at least one.
     pub(super) fn kv_heads_rank(&self, tp: u32) -> u64 {
-        u64::from((self.kv_heads / tp).max(1))
+        u64::from((self.kv_heads / tp.max(1)).max(1))
     }
 
     /// Output columns of the fused Q, K and V projection of one rank.
@@ -115,20 +115,20 @@ impl Model {
     }
 
     fn weights_rank(&self, tp: u32) -> u64 {
-        let (hidden, head_dim) = (u64::from(self.hidden), u64::from(self.head_dim));
-        let vocab = u64::from(self.vocab.div_ceil(tp));
-        let heads = self.heads_rank(tp) * head_dim;
-        let intermediate = u64::from(self.intermediate / tp);
-        let norms = 2 * hidden + if self.qk_norm { 2 * head_dim } else { 0 };
-        let layer = hidden * (self.qkv_rank(tp) + heads + 3 * intermediate) + norms;
+        let tp = tp.max(1);
+        let wide = |value: u32| u128::from(value);
+        let heads = wide(self.heads / tp) * wide(self.head_dim);
+        let kv_heads = u128::from(self.kv_heads_rank(tp)) * wide(self.head_dim);
+        let norms = 2 * wide(self.hidden) + if self.qk_norm { 2 * wide(self.head_dim) } else { 0 };
+        let columns = 2 * heads + 2 * kv_heads + 3 * wide(self.intermediate / tp);
+        let layers = wide(self.layers).saturating_mul(wide(self.hidden) * columns + norms);
         let tables = if self.tied_embeddings { 1 } else { 2 };
-        let layers = u128::from(self.layers) * u128::from(layer);
-        saturate(layers + u128::from(vocab) * u128::from(tables * hidden) + u128::from(hidden))
+        saturate(layers.saturating_add((tables * wide(self.vocab.div_ceil(tp)) + 1) * wide(self.hidden)))
     }
 
     fn kv_bytes(&self, kv_heads: u64) -> u64 {
         let head = u128::from(self.head_dim) * u128::from(self.kv_dtype_bytes);
-        saturate(2 * u128::from(self.layers) * u128::from(kv_heads) * head)
+        saturate((2 * u128::from(self.layers) * u128::from(kv_heads)).saturating_mul(head))
     }
 }
 

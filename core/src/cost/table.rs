@@ -14,12 +14,12 @@ use serde::{Deserialize, Serialize};
 use super::CostError;
 use super::fixed::saturate;
 
-/// Measured times of one model on `tp` GPUs; what is absent falls back to formulas.
+/// Measured times of one shape of model on `tp` GPUs; what is absent falls back to formulas.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tables {
-    /// The [`super::Model::name`] that was measured.
-    pub model: String,
+    /// Each [`super::Model::name`] that has this shape.
+    pub models: Vec<String>,
     /// GPUs that shared it.
     pub tp: u32,
     /// `[tokens, ns]`: the four projections of one layer together.
@@ -49,10 +49,9 @@ pub struct Grid {
 impl Tables {
     /// Whether axes ascend and no time is smaller than the one before it.
     pub(super) fn possible(&self) -> Result<(), CostError> {
-        for (table, points) in [
-            ("tables.layer_gemm_ns", &self.layer_gemm_ns),
-            ("tables.head_gemm_ns", &self.head_gemm_ns),
-        ] {
+        for (table, points) in
+            [("tables.layer_gemm_ns", &self.layer_gemm_ns), ("tables.head_gemm_ns", &self.head_gemm_ns)]
+        {
             for (row, pair) in points.windows(2).enumerate() {
                 if pair[0][0] >= pair[1][0] || pair[0][1] > pair[1][1] {
                     return Err(CostError::Table { table, row: row + 1 });
