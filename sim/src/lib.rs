@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 pub mod disk;
+pub mod hardware;
 pub mod heap;
 pub mod link;
+pub mod scenario;
 pub mod stats;
 pub mod store;
