@@ -73,7 +73,7 @@ impl Tables {
 impl Grid {
     /// Picoseconds at a point; both coordinates are multiplied by [`Grid::STEPS`] so that means keep their fraction.
     #[must_use]
-    pub fn ps(&self, row_steps: u64, column_steps: u64) -> u64 {
+    pub(super) fn ps(&self, row_steps: u64, column_steps: u64) -> u64 {
         let (row, down, height) = cell(&self.rows, row_steps);
         let first = line(&self.columns, &self.ns[row], column_steps);
         if down == 0 {
@@ -109,7 +109,7 @@ impl Grid {
 
 /// Picoseconds of a measured list of `[count, ns]` at a count.
 #[must_use]
-pub fn ps_of_points(points: &[[u64; 2]], count: u64) -> u64 {
+pub(super) fn ps_of_points(points: &[[u64; 2]], count: u64) -> u64 {
     let last = points.len() - 1;
     let index = points.partition_point(|point| point[0] <= count).saturating_sub(1).min(last.saturating_sub(1));
     let [x, y] = points[index];
