@@ -1,5 +1,7 @@
 //! Pages are letters here: the text `abc` is the chain of the keys of `a`, `ab` and `abc`.
 
+#![allow(clippy::disallowed_types, reason = "prop_oneof! expands to an Arc")]
+
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
