@@ -106,7 +106,11 @@ fn a_lookup_finds_the_longest_prefix_and_changes_nothing() {
          lookup z      => nothing
          lookup        => nothing
          digest        => the same
-         shape         => ab(cdef x)",
+         shape         => ab(cdef x)
+         remove abx    => payload x
+         digest        => another
+         insert abx    => new 1: 0 1 6
+         digest        => another",
     );
 }
 
