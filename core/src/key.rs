@@ -150,7 +150,7 @@ mod tests {
         };
         insta::assert_snapshot!(
             alloc::format!("{} {}", namespace.root(), page_keys(namespace.root(), 4, &tokens(1..5))[0]),
-            @""
+            @"c5d6246de5ea4cac7622189e1ba36930 719de8195a019c5c58576f93e4fa270c"
         );
     }
 }

@@ -16,11 +16,26 @@ extern crate alloc;
 extern crate std;
 
 pub mod codec;
+pub mod config;
+pub mod cost;
+pub mod cx;
 pub mod digest;
+pub mod event;
 pub mod evict;
+mod hicache;
 pub mod id;
 pub mod key;
+pub mod kv;
+pub mod limits;
+pub mod machine;
+pub mod message;
+pub mod metrics;
+pub mod op;
 pub mod pool;
+pub mod pump;
 pub mod radix;
 pub mod rng;
+#[cfg(any(test, feature = "testkit"))]
+pub mod testkit;
 pub mod time;
+pub mod transfer;

@@ -1,0 +1,21 @@
+//! Every bound of the core, and how they relate.
+
+/// Most tokens per page.
+pub const PAGE_SIZE_MAX: u32 = 1024;
+/// Most pages that one storage command moves (SGLang's storage batch).
+pub const STORAGE_BATCH_PAGES: u32 = 128;
+/// Most keys that one query asks for.
+pub const QUERY_KEYS_MAX: u32 = 4096;
+/// Most forwards in flight: the one that runs and one batch ahead.
+pub const FORWARDS_IN_FLIGHT_MAX: usize = 2;
+/// Most stop tokens of a request.
+pub const STOP_TOKENS_MAX: usize = 64;
+/// Most storage reads or writes in flight per worker.
+pub const STORAGE_OPS_MAX: u32 = 16;
+/// Most other prefill workers that a sink tries after the first one failed.
+pub const HANDOFF_RETRIES_MAX: u32 = 3;
+/// Most KV changes in one published batch.
+pub const CHANGES_PER_PUBLISH: usize = 4096;
+
+const _: () = assert!(PAGE_SIZE_MAX.is_power_of_two());
+const _: () = assert!(STORAGE_BATCH_PAGES <= QUERY_KEYS_MAX);
