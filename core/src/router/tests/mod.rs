@@ -25,7 +25,7 @@ struct Net {
 
 impl Net {
     fn new(config: RouterConfig) -> Self {
-        let router = Router::new(config, Cost::default()).expect("the test's configuration is in range");
+        let router = Router::new(config, cost()).expect("the test's configuration is in range");
         Self { pump: Pump::new(router, NoTap), now: Instant::ZERO }
     }
 
@@ -100,6 +100,11 @@ impl Net {
     fn is_idle(&self) -> bool {
         self.pump.machine.workers.values().all(|worker| worker.load == load::Load::default())
     }
+}
+
+/// What prefills cost in these tests.
+fn cost() -> Cost {
+    Cost::default()
 }
 
 /// A request of 16 tokens per key, and one more.

@@ -126,7 +126,7 @@ fn rooms_are_never_given_twice_not_even_by_the_next_life() {
     rooms.sort_unstable();
     rooms.dedup();
     assert_eq!(rooms.len(), 300);
-    assert!(Router::new(RouterConfig { epoch: Epoch(1 << 23), ..RouterConfig::default() }, Cost::default()).is_err());
+    assert!(Router::new(RouterConfig { epoch: Epoch(1 << 23), ..RouterConfig::default() }, cost()).is_err());
 }
 
 #[test]

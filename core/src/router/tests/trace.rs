@@ -72,8 +72,8 @@ fn trace() -> Vec<(u64, Vec<u128>)> {
 
 fn run(config: RouterConfig, trace: &[(u64, Vec<u128>)]) -> Figures {
     let config = RouterConfig { page_size: 512, ..config };
-    let mut router = Pump::new(Router::new(config, Cost::default()).expect("in range"), NoTap);
-    let cost = Cost::default();
+    let mut router = Pump::new(Router::new(config, cost()).expect("in range"), NoTap);
+    let cost = cost();
     for id in 0..WORKERS {
         let member = Member { epoch: Epoch(1), mode: Mode::Unified, pages: CACHE_PAGES as u32 };
         let up = RouterInput::Worker { id: WorkerId(id), up: Some(member) };
