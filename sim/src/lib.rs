@@ -1,1 +1,5 @@
 //! Drives the state machines of pd in virtual time.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod units;
