@@ -11,9 +11,13 @@ struct Table {
 #[test]
 fn quantities_come_out_as_whole_numbers_of_the_smallest_unit() {
     let ns = |text| duration(text).map(nanos);
-    for (text, expected) in
-        [("250ms", 250_000_000), ("1.5s", 1_500_000_000), ("2m", 120_000_000_000), ("0.001us", 1), ("1 h", 3600 * BILLION)]
-    {
+    for (text, expected) in [
+        ("250ms", 250_000_000),
+        ("1.5s", 1_500_000_000),
+        ("2m", 120_000_000_000),
+        ("0.001us", 1),
+        ("1 h", 3600 * BILLION),
+    ] {
         assert_eq!(ns(text), Ok(expected), "{text}");
     }
     for (text, expected) in [("256GB", 256 * BILLION), ("64GiB", 64 << 30), ("1.5KiB", 1536), ("0B", 0)] {
