@@ -1,9 +1,11 @@
 //! How long the conversation trace takes to read and to turn into prompts: `cargo run --release --example load_speed`.
 
+use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;
 
-use pd_core::id::PageKey;
+use pd_core::id::{PageKey, Token};
+use pd_core::key::page_key;
 use pd_sim::load::{Context, Load, LoadConfig};
 use pd_sim::trace::{Format, Trace};
 
@@ -29,6 +31,11 @@ fn main() {
             keys
         });
     }
+    let tokens: Vec<Token> = (0..512).map(Token).collect();
+    report("1000 exact keys of 512 tokens", || {
+        let last = (0..1000).fold(PageKey(1), |parent, _| page_key(parent, black_box(&tokens)));
+        1000 + (black_box(last) == PageKey(0)) as usize
+    });
 }
 
 fn report(what: &str, mut work: impl FnMut() -> usize) {

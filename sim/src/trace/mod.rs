@@ -132,7 +132,7 @@ pub struct Problem {
 impl Trace {
     /// Reads a file, compressed or not.
     ///
-    /// `block` is the block size of a Mooncake file, [`mooncake::BLOCK_TOKENS`] if none is given; other formats have
+    /// `block` is the block size of a Mooncake file, 512 if none is given; other formats have
     /// none.
     ///
     /// # Errors
