@@ -1,0 +1,8 @@
+//! Two or three workers on simulated lines; see [`net`].
+
+mod layout;
+mod net;
+mod random;
+mod registry;
+mod sink;
+mod source;
