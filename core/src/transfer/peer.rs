@@ -165,13 +165,11 @@ impl Peers {
 
     /// Notes that the peer refuses us. False if it came out of turn.
     pub(super) fn on_incompatible(&mut self, id: WorkerId, mismatch: Mismatch) -> bool {
-        match self.all.get_mut(&id) {
-            Some(peer) if peer.link != Link::Down => {
-                peer.link = Link::Refused(mismatch);
-                true
-            }
-            Some(_) | None => false,
+        let Some(peer) = self.all.get_mut(&id).filter(|peer| peer.link != Link::Down) else { return false };
+        if !matches!(peer.link, Link::Refused(_)) {
+            peer.link = Link::Refused(mismatch);
         }
+        true
     }
 
     /// Notes an answer to a ping. False if it answers none.

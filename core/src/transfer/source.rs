@@ -159,7 +159,12 @@ impl Source {
             Some(room) if room.offer.length != want.length => Some(AbortReason::Unknown),
             Some(_) => None,
             None => match self.closed.get(&id) {
-                Some((request, reason)) if *request == want.request => Some(*reason),
+                Some((request, reason)) if *request == want.request => {
+                    let reason = Some(*reason);
+                    self.closed.remove(&id);
+                    env.timers.clear(Timer::Closed(id));
+                    reason
+                }
                 Some(_) | None => is_full.then_some(AbortReason::Refused),
             },
         };

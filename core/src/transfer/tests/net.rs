@@ -520,6 +520,14 @@ impl Net {
         self.wait(self.now.after_ns(seconds * 1_000_000_000));
     }
 
+    /// Lets time pass while messages arrive.
+    pub(super) fn live_seconds(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.wait_seconds(1);
+            self.deliver_all();
+        }
+    }
+
     pub(super) fn ends(&self, id: WorkerId) -> &[(RequestId, End)] {
         &self.nodes[&id].ends
     }
