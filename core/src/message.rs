@@ -85,9 +85,11 @@ pub struct Hello {
     pub root: PageKey,
     /// How its pages are cut.
     pub layout: Layout,
+    /// The last attempt for which it asked anybody. A want up to this one is of an earlier connection, and void.
+    pub generation: Generation,
 }
 
-codec!(struct Hello { version, epoch, mode, root, layout });
+codec!(struct Hello { version, epoch, mode, root, layout, generation });
 
 /// One of the two ends of a hand-off.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

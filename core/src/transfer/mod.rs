@@ -163,13 +163,16 @@ enum Mutant {
     FenceOnSourceAbort,
     /// The source acknowledges while it still writes.
     AckBeforeDrained,
+    /// A want that comes twice is taken twice.
+    BelieveCopies,
 }
 
 impl Transfer {
     /// No rooms, no peers.
     #[must_use]
     pub fn new(config: TransferConfig, epoch: Epoch, mode: Mode, root: PageKey) -> Self {
-        let hello = Hello { version: VERSION, epoch, mode, root, layout: config.layout.clone() };
+        let layout = config.layout.clone();
+        let hello = Hello { version: VERSION, epoch, mode, root, layout, generation: Generation::default() };
         Self {
             config,
             peers: Peers::new(hello),
@@ -352,7 +355,10 @@ impl Transfer {
             Message::Pong { number } => self.peers.on_pong(from, number),
             Message::Want(want) => {
                 let attempt = Attempt::of_want(&want);
-                if !attempt.is_between(ours, life) || !self.peers.admit(from, want.generation) {
+                let is_new = self.peers.admit(from, want.generation);
+                #[cfg(test)]
+                let is_new = is_new || self.mutant == Mutant::BelieveCopies;
+                if !attempt.is_between(ours, life) || !is_new {
                     return false;
                 }
                 let is_here = self.sink.has(want.room);

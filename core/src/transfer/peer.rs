@@ -8,7 +8,8 @@
 //! ```
 //!
 //! 1. A silent peer is not a gone one: its rooms fail, but its writes may still land until it is torn down.
-//! 2. Wants of one life carry growing generations; one that is not newer than all before it is a copy.
+//! 2. Wants of one life carry growing generations, and its Hello says how far they had got: one that is not newer than
+//!    all before it is a copy, or of an earlier connection.
 //! 3. Peers are pinged while rooms are open with them, and while they are silent, so that their return is noticed
 //!    (one failure must not shut a peer out for ever, sglang #25287).
 
@@ -50,7 +51,7 @@ pub(super) struct Peer {
     epoch: Epoch,
     link: Link,
     /// The largest generation of a want, or of an abort of one that never came.
-    newest: Option<Generation>,
+    newest: Generation,
     /// Number of the last ping.
     pinged: u64,
     /// Number of the last ping that was answered.
@@ -95,6 +96,14 @@ impl Peers {
         self.hello.epoch
     }
 
+    /// The name of a new attempt: larger than all before it, over all rooms and peers of this life.
+    pub(super) fn next_generation(&mut self) -> Generation {
+        // Four thousand million attempts are more than a year of a hundred each second.
+        let next = self.hello.generation.0.checked_add(1).expect("a life ends before its generations");
+        self.hello.generation = Generation(next);
+        self.hello.generation
+    }
+
     /// Tokens per page, here and at every open peer.
     pub(super) fn page_size(&self) -> u32 {
         self.hello.layout.page_size
@@ -115,7 +124,7 @@ impl Peers {
     pub(super) fn rise(&mut self, cx: &mut Cx<'_>, id: WorkerId, epoch: Epoch) {
         let peer = self.all.entry(id).or_default();
         if peer.epoch != epoch {
-            peer.newest = None;
+            peer.newest = Generation::default();
         }
         (peer.epoch, peer.link) = (epoch, Link::Greeting);
         (peer.pinged, peer.answered, peer.missed, peer.silent) = (0, 0, 0, false);
@@ -140,8 +149,9 @@ impl Peers {
         id: WorkerId,
         hello: &Hello,
     ) -> Option<&Link> {
-        let peer = self.all.get_mut(&id)?;
-        if peer.link != Link::Greeting || hello.epoch != peer.epoch {
+        let peer = self.all.get_mut(&id).filter(|peer| peer.link != Link::Down && hello.epoch == peer.epoch)?;
+        peer.newest = peer.newest.max(hello.generation);
+        if peer.link != Link::Greeting {
             return None;
         }
         let ours = &self.hello;
@@ -217,8 +227,8 @@ impl Peers {
     /// True if a want of this generation is not a copy of an earlier one; remembers it.
     pub(super) fn admit(&mut self, id: WorkerId, generation: Generation) -> bool {
         let Some(peer) = self.all.get_mut(&id) else { return false };
-        let is_newer = peer.newest.is_none_or(|newest| generation > newest);
-        peer.newest = peer.newest.max(Some(generation));
+        let is_newer = generation > peer.newest;
+        peer.newest = peer.newest.max(generation);
         is_newer
     }
 

@@ -20,7 +20,7 @@ use alloc::vec::Vec;
 
 use crate::digest::Digest;
 use crate::event::Refusal;
-use crate::id::{Generation, GpuPage, RequestId, Room, Token, WorkerId};
+use crate::id::{GpuPage, RequestId, Room, Token, WorkerId};
 use crate::message::{AbortReason, End, Handoff, Message, Want};
 use crate::op::Prompt;
 use crate::time::Instant;
@@ -83,8 +83,6 @@ pub(super) struct Sink {
     rooms: BTreeMap<Room, SinkRoom>,
     by_request: BTreeMap<RequestId, Room>,
     pub(super) fences: Fences,
-    /// The last generation that was given.
-    generation: Generation,
 }
 
 impl Sink {
@@ -138,9 +136,8 @@ impl Sink {
             return;
         }
         let life = env.peers.life(source).expect("an open peer is up");
-        // Four thousand million attempts are a year of a hundred each second.
-        self.generation = Generation(self.generation.0.checked_add(1).expect("a life ends before its generations"));
-        let attempt = Attempt { room: id, generation: self.generation, sink: env.peers.epoch(), source: life };
+        let generation = env.peers.next_generation();
+        let attempt = Attempt { room: id, generation, sink: env.peers.epoch(), source: life };
         let want = Want {
             room: id,
             generation: attempt.generation,
@@ -341,7 +338,6 @@ impl Sink {
     }
 
     pub(super) fn digest(&self, digest: &mut Digest) {
-        digest.value(&self.generation);
         for (id, room) in &self.rooms {
             digest.value(id);
             digest.value(&room.request);

@@ -1,5 +1,6 @@
 //! Two or three workers on simulated lines; see [`net`].
 
+mod drive;
 mod layout;
 mod net;
 mod random;

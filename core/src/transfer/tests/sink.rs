@@ -5,7 +5,7 @@ use std::vec::Vec;
 use super::net::{D, End, Net, P, Q, config, layout};
 use crate::config::{Mode, TransferBackend, TransferConfig};
 use crate::event::Refusal;
-use crate::id::{Epoch, PageKey, RequestId, Room, Token, WorkerId};
+use crate::id::{Epoch, Generation, PageKey, RequestId, Room, Token, WorkerId};
 use crate::message::{AbortReason, End as Side, Handoff, Hello, Layout, Message, Mismatch, VERSION};
 use crate::op::Outcome;
 use crate::transfer::{Mutant, Wait};
@@ -298,7 +298,7 @@ fn a_restarted_source_acknowledges_what_it_does_not_know() {
     let mut net = Net::new();
     let unknown = Message::Abort {
         room: Room(99),
-        generation: crate::id::Generation(3),
+        generation: Generation(3),
         epoch: Epoch(1),
         source: Epoch(0),
         by: Side::Sink,
@@ -369,8 +369,8 @@ fn kv_of_another_kind_fails_rooms_at_once_on_both_ends() {
 
 #[test]
 fn each_difference_has_its_reason() {
-    let hello =
-        Hello { version: VERSION, epoch: Epoch(1), mode: Mode::Prefill, root: super::net::ROOT, layout: layout() };
+    let (epoch, mode, root, generation) = (Epoch(1), Mode::Prefill, super::net::ROOT, Generation(0));
+    let hello = Hello { version: VERSION, epoch, mode, root, layout: layout(), generation };
     let cases = [
         (Hello { version: 9, ..hello.clone() }, Mismatch::Version { ours: VERSION, theirs: 9 }),
         (Hello { root: PageKey(1), ..hello.clone() }, Mismatch::Namespace),
@@ -392,7 +392,7 @@ fn a_hand_off_of_another_attempt_is_dropped_and_one_of_another_prompt_fails_this
     net.deliver_all();
     let right = Handoff {
         room: Room(R.0),
-        generation: crate::id::Generation(1),
+        generation: Generation(1),
         epoch: Epoch(1),
         source: Epoch(1),
         request: R,
@@ -401,8 +401,8 @@ fn a_hand_off_of_another_attempt_is_dropped_and_one_of_another_prompt_fails_this
         token: Token(1),
     };
     let stale = [
-        Handoff { generation: crate::id::Generation(0), ..right.clone() },
-        Handoff { generation: crate::id::Generation(2), ..right.clone() },
+        Handoff { generation: Generation(0), ..right.clone() },
+        Handoff { generation: Generation(2), ..right.clone() },
         Handoff { epoch: Epoch(2), ..right.clone() },
         Handoff { source: Epoch(0), ..right.clone() },
         Handoff { room: Room(8), ..right.clone() },

@@ -178,6 +178,21 @@ fn a_want_that_comes_twice_or_after_its_abort_starts_nothing() {
 }
 
 #[test]
+fn a_want_of_an_earlier_connection_starts_nothing() {
+    let mut net = Net::new();
+    net.want(D, R, P, 8, 0, None);
+    let lost = net.queued(D, P).remove(0);
+    net.cut(D, P);
+    net.cut(P, D);
+    net.connect(D, P);
+    net.deliver_all();
+    net.offer(P, R, Room(R.0), 8, None).expect("a room of its own");
+    net.say(D, P, lost);
+    assert!(!net.node(P).transfer.is_wanted(R));
+    assert_eq!(net.node(P).metrics.stale_inputs, 1);
+}
+
+#[test]
 fn a_prompt_that_no_router_announced_is_asked_for_and_may_be_declined() {
     let mut net = Net::new();
     let unasked = Want { prompt: Some(prompt(R, 8).into()), ..want(1, 8) };
