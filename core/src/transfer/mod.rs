@@ -18,19 +18,20 @@
 //!    counted; nothing that a peer sends can stop the worker.
 //! 3. Every state but one has a deadline, and every one an abort edge. The one is a source that waits for its pushes
 //!    in flight: deadlines give up on requests, never on memory.
-//! 4. Pages of an ended attempt are released by proof, never by time; see [`fence`].
+//! 4. Pages of an ended attempt are released by proof, never by time; see `fence`.
 //! 5. A step costs what is due, not what is open.
 
 mod attempt;
+mod event;
 mod fence;
 pub mod layout;
 mod peer;
 pub mod registry;
+mod route;
 mod sink;
 mod source;
 mod timer;
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use crate::config::{Mode, TransferBackend, TransferConfig};
@@ -40,91 +41,16 @@ use crate::event::Refusal;
 use crate::id::{Epoch, Generation, GpuPage, OpId, PageKey, RequestId, Room, Token, WorkerId};
 use crate::kv::Lease;
 use crate::limits::TRANSFER_TIMERS_PER_STEP;
-use crate::message::{AbortReason, End, Hello, Message, Mismatch, VERSION, Want};
+use crate::message::{AbortReason, Hello, Mismatch, VERSION};
 use crate::op::{Outcome, Prompt};
 use crate::time::Instant;
 use crate::transfer::attempt::Attempt;
-use crate::transfer::peer::{Link, Peers, Rise};
+use crate::transfer::peer::{Link, Peers};
 use crate::transfer::sink::{Ask, Sink};
 use crate::transfer::source::Source;
 use crate::transfer::timer::{Timer, Timers};
 
-/// What the scheduler must know about a hand-off.
-#[derive(Debug)]
-pub enum TransferEvent {
-    /// Source: the sink has leased its pages; the prompt may be computed.
-    Wanted {
-        /// Which request.
-        request: RequestId,
-    },
-    /// Source: a sink asks for a prompt that no router announced (a retry): treat it as a submitted prefill leg whose
-    /// sink is known. The scheduler answers with [`Transfer::offer`] or lets [`Transfer::refuse`] decline it.
-    Asked {
-        /// The sink.
-        from: WorkerId,
-        /// Its offer, prompt included.
-        want: Box<Want>,
-    },
-    /// Source: all pages have landed and the hand-off is sent; the lease may be released.
-    Sent {
-        /// Which request.
-        request: RequestId,
-    },
-    /// Source: the attempt is over and no write of it is in flight; the lease may be released.
-    SourceFailed {
-        /// Which request.
-        request: RequestId,
-        /// Why.
-        reason: AbortReason,
-    },
-    /// Sink: the KV of the whole prompt is there; this is the first token.
-    Landed {
-        /// Which request.
-        request: RequestId,
-        /// The first token of the answer.
-        token: Token,
-    },
-    /// Sink: the attempt has failed and another prefill can be asked. The scheduler quarantines the lease
-    /// ([`Transfer::quarantine`]), takes a fresh one and calls [`Transfer::want`] again, at once or later
-    /// ([`Transfer::next_prefill`] says whom to ask by then). If it would rather not, it calls [`Transfer::abort`].
-    Retry {
-        /// Which request.
-        request: RequestId,
-        /// Whom to ask.
-        prefill: WorkerId,
-    },
-    /// Sink: no prefill delivers. The scheduler quarantines the lease ([`Transfer::quarantine`]) and recomputes here.
-    SinkFailed {
-        /// Which request.
-        request: RequestId,
-        /// Why.
-        reason: AbortReason,
-    },
-    /// Sink: no remote write can land in these pages any more.
-    Fenced {
-        /// The pages.
-        lease: Lease,
-    },
-}
-
-/// What a room waits for. Every room waits for something.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Wait {
-    /// Sink: the connection to a peer and its Hello.
-    Peer(WorkerId),
-    /// Sink: the hand-off.
-    Handoff(WorkerId),
-    /// Sink: the scheduler, to ask another prefill.
-    Retry,
-    /// The next settle.
-    Settle,
-    /// Source: the sink's pages.
-    Want,
-    /// Source: the scheduler, to compute the prompt.
-    Prompt,
-    /// Source: so many pushes in flight.
-    Pushes(u32),
-}
+pub use event::{TransferEvent, Wait};
 
 /// Both ends of all hand-offs of one worker, and what it knows of its peers.
 #[derive(Debug)]
@@ -305,130 +231,6 @@ impl Transfer {
             "pages that are being filled are not given up"
         );
         self.collect(cx, |_, sink, env| env.events.extend(sink.fences.keep(lease)))
-    }
-
-    /// A peer's message. Cannot panic, whatever it says.
-    #[must_use]
-    pub fn on_message(&mut self, cx: &mut Cx<'_>, from: WorkerId, message: Message) -> Vec<TransferEvent> {
-        let mut events = Vec::new();
-        let is_taken = self.peers.life(from).is_some_and(|life| self.take(cx, &mut events, from, life, message));
-        if !is_taken {
-            cx.metrics.stale_inputs += 1;
-        }
-        events
-    }
-
-    /// Routes a message of a peer that is up. False if it fits nothing here.
-    fn take(
-        &mut self,
-        cx: &mut Cx<'_>,
-        events: &mut Vec<TransferEvent>,
-        from: WorkerId,
-        life: Epoch,
-        message: Message,
-    ) -> bool {
-        let ours = self.peers.epoch();
-        let is_full = self.is_full();
-        match message {
-            Message::Hello(hello) => match self.peers.on_hello(cx, &self.config, &mut self.timers, from, &hello) {
-                None => false,
-                Some(Link::Open { .. }) => {
-                    self.with_events(cx, events, |_, sink, env| sink.on_open(env, from));
-                    true
-                }
-                Some(Link::Down | Link::Greeting | Link::Refused(_)) => {
-                    self.lose(cx, events, from, AbortReason::Incompatible);
-                    true
-                }
-            },
-            Message::Incompatible(mismatch) => {
-                let is_taken = self.peers.on_incompatible(from, mismatch);
-                if is_taken {
-                    self.lose(cx, events, from, AbortReason::Incompatible);
-                }
-                is_taken
-            }
-            Message::Ping { number } => {
-                cx.send(from, Message::Pong { number });
-                true
-            }
-            Message::Pong { number } => self.peers.on_pong(from, number),
-            Message::Want(want) => {
-                let attempt = Attempt::of_want(&want);
-                let is_new = self.peers.admit(from, want.generation);
-                #[cfg(test)]
-                let is_new = is_new || self.mutant == Mutant::BelieveCopies;
-                if !attempt.is_between(ours, life) || !is_new {
-                    return false;
-                }
-                let is_here = self.sink.has(want.room);
-                self.with_events(cx, events, |source, _, env| {
-                    if is_here {
-                        source::refuse(env, from, attempt, AbortReason::Duplicate);
-                    } else {
-                        source.on_want(env, from, *want, is_full);
-                    }
-                });
-                true
-            }
-            Message::Handoff(handoff) => {
-                Attempt::of_handoff(&handoff).is_between(life, ours)
-                    && self.with_events(cx, events, |_, sink, env| sink.on_handoff(env, from, &handoff))
-            }
-            Message::Abort { room, generation, epoch, source: source_epoch, by, reason } => {
-                let attempt = Attempt { room, generation, sink: epoch, source: source_epoch };
-                self.with_events(cx, events, |source, sink, env| match by {
-                    End::Source => attempt.is_between(life, ours) && sink.on_abort(env, from, attempt, reason),
-                    End::Sink => {
-                        let is_ours = attempt.is_between(ours, life);
-                        if is_ours {
-                            source.on_abort(env, from, attempt, reason);
-                        } else if attempt.sink == life {
-                            // An attempt with an earlier life of ours: that one writes no more.
-                            env.cx.send(from, attempt.ack());
-                        }
-                        is_ours
-                    }
-                })
-            }
-            Message::AbortAck { room, generation, epoch, source: source_epoch } => {
-                let attempt = Attempt { room, generation, sink: epoch, source: source_epoch };
-                attempt.is_between(life, ours)
-                    && self.with_events(cx, events, |_, sink, env| sink.on_ack(env, from, attempt))
-            }
-        }
-    }
-
-    /// A peer came up or is gone. In either case nothing of an earlier life of it can be written here any more.
-    #[must_use]
-    pub fn on_peer(&mut self, cx: &mut Cx<'_>, peer: WorkerId, up: Option<Epoch>) -> Vec<TransferEvent> {
-        let mut events = Vec::new();
-        match up.map(|epoch| (epoch, self.peers.judge(peer, epoch))) {
-            None => self.bury(cx, &mut events, peer),
-            Some((_, Rise::Stale)) => cx.metrics.stale_inputs += 1,
-            Some((epoch, rise)) => {
-                if rise == Rise::Replaced {
-                    self.bury(cx, &mut events, peer);
-                }
-                self.peers.rise(cx, peer, epoch);
-            }
-        }
-        events
-    }
-
-    /// A life of a peer is over: what waited for its writes to end is released, and its rooms fail.
-    fn bury(&mut self, cx: &mut Cx<'_>, events: &mut Vec<TransferEvent>, peer: WorkerId) {
-        self.peers.fall(&mut self.timers, peer);
-        self.with_events(cx, events, |_, sink, env| sink.on_buried(env, peer));
-        self.lose(cx, events, peer, AbortReason::Lost);
-    }
-
-    /// The rooms of a peer fail.
-    fn lose(&mut self, cx: &mut Cx<'_>, events: &mut Vec<TransferEvent>, peer: WorkerId, reason: AbortReason) {
-        self.with_events(cx, events, |source, sink, env| {
-            sink.on_lost(env, peer, reason);
-            source.on_lost(env, peer, reason);
-        });
     }
 
     /// A push has ended.

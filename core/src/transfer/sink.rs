@@ -190,13 +190,9 @@ impl Sink {
         if self.current(from, attempt).is_none() {
             return self.fences.stands(from, attempt);
         }
-        #[cfg(test)]
-        let writes = match env.mutant {
-            crate::transfer::Mutant::FenceOnSourceAbort => Writes::Over,
-            _ => Writes::Draining,
-        };
-        #[cfg(not(test))]
         let writes = Writes::Draining;
+        #[cfg(test)]
+        let writes = if env.mutant == crate::transfer::Mutant::FenceOnSourceAbort { Writes::Over } else { writes };
         self.fail(env, attempt.room, reason, writes);
         true
     }

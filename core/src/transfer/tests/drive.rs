@@ -101,8 +101,9 @@ impl Net {
         let (to, can_land) = (flight.push.to, self.can_land(&flight));
         let outcome = if can_land { outcome } else { Outcome::Failed(Fault::Unreachable) };
         let fails = |index: usize| match &outcome {
+            Outcome::Moved => false,
             Outcome::Partly(failed) => failed.iter().any(|(at, _)| *at as usize == index),
-            outcome => *outcome != Outcome::Moved,
+            Outcome::Failed(_) | Outcome::Sampled(_) | Outcome::Found(_) | Outcome::Scanned { .. } => true,
         };
         for (index, (from, page)) in flight.push.pages.iter().enumerate() {
             // A write that failed may have landed none the less.

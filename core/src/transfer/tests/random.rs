@@ -53,7 +53,7 @@ fn act() -> impl Strategy<Value = Act> {
         2 => (any::<bool>(), any::<bool>()).prop_map(|(at_sink, prefill)| Act::Cut { at_sink, prefill }),
         3 => any::<bool>().prop_map(|prefill| Act::Connect { prefill }),
         1 => (0..3_u8).prop_map(|worker| Act::Restart { worker }),
-        3 => (0..64_usize).prop_map(|old| Act::Copy { old }),
+        6 => (0..64_usize).prop_map(|old| Act::Copy { old }),
     ]
 }
 

@@ -7,6 +7,7 @@ use super::net::{D, End, Net, P, Q, config, prompt};
 use crate::config::{Mode, TransferBackend, TransferConfig};
 use crate::event::Refusal;
 use crate::id::{Epoch, Generation, GpuPage, RequestId, Room, Token};
+use crate::limits::TRANSFER_TIMERS_PER_STEP;
 use crate::message::{AbortReason, Message, Want};
 use crate::op::{Fault, Outcome};
 use crate::transfer::{TransferEvent, Wait};
@@ -348,6 +349,21 @@ fn a_storm_of_aborts_leaves_nothing_behind() {
     }
     assert_eq!(net.node(D).free.len(), 64);
     net.is_clean();
+}
+
+#[test]
+fn one_step_serves_a_bounded_number_of_timers_and_asks_for_another() {
+    let many = TRANSFER_TIMERS_PER_STEP + 1;
+    let mut net = Net::strangers(&[(P, Mode::Prefill)], &TransferConfig { rooms_max: many, ..config() });
+    for request in 0..u64::from(many) {
+        net.offer(P, RequestId(request), Room(request), 8, None).expect("a room of its own");
+    }
+    net.now = net.now.after_ns(300_000_000_000);
+    net.tick(P);
+    assert_eq!(net.ends(P).len(), TRANSFER_TIMERS_PER_STEP as usize);
+    assert_eq!(net.node(P).transfer.deadline().map(|(at, _)| at), Some(net.now));
+    net.tick(P);
+    assert_eq!(net.ends(P).len(), many as usize);
 }
 
 #[test]
