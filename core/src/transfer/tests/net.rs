@@ -142,7 +142,7 @@ impl Net {
     }
 
     pub(super) fn start(&mut self, id: WorkerId, mode: Mode, config: TransferConfig, epoch: Epoch) {
-        let mut transfer = Transfer::new(config.clone(), epoch, mode, ROOT);
+        let mut transfer = Transfer::new(config.clone(), mode, epoch, ROOT);
         transfer.mutant = self.mutant;
         let node = Node {
             transfer,
