@@ -4,6 +4,9 @@
 //! them does not fit. In the line, requests behind one that does not fit may overtake it `bypass_max` times; then
 //! everything behind it waits. A request that waits for L3, or for a leader that computes its prefix, blocks nobody.
 
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
 use crate::cx::Cx;
 use crate::event::Event;
 use crate::kv::{Fetch, Kv};
@@ -11,6 +14,7 @@ use crate::transfer::Transfer;
 
 use super::batch::Draft;
 use super::budget::Room;
+use super::queue::Pick;
 use super::seq::{State, pages};
 use super::{Sched, Wait, policy};
 
@@ -121,7 +125,7 @@ impl Sched {
         self.picks = picks;
     }
 
-    fn pick(&self, cx: &mut Cx<'_>, kv: &Kv, sinks: bool, picks: &mut alloc::vec::Vec<super::queue::Pick>) {
+    fn pick(&self, cx: &mut Cx<'_>, kv: &Kv, sinks: bool, picks: &mut Vec<Pick>) {
         let queue = if sinks { &self.sinks } else { &self.queue };
         let config = &self.config;
         policy::order(config.policy, config.sort_max, queue, &self.slots, kv, cx.now, cx.rng, picks);
@@ -135,19 +139,10 @@ impl Sched {
     fn room(&self) -> Room {
         let mut room = Room::default();
         let mut tokens = 0;
-        for &slot in self.prefilling.iter().chain(&self.running) {
+        for &slot in self.prefilling.iter().chain(&self.running).chain(&self.receiving) {
             let sequence = self.slots.at(slot);
             room.promised += self.future(slot);
             tokens += u64::from(sequence.remaining().min(self.config.clip_max_new_tokens));
-        }
-        if self.admitted as usize > self.prefilling.len() + self.running.len() {
-            // Sinks that receive and sequences that give pages back, which have no list of their own.
-            for (slot, sequence) in self.slots.iter() {
-                if sequence.state == State::Receiving {
-                    room.promised += self.future(slot);
-                    tokens += u64::from(sequence.remaining().min(self.config.clip_max_new_tokens));
-                }
-            }
         }
         room.expected = self.ratio.of(tokens).div_ceil(u64::from(self.page_size));
         room
@@ -212,7 +207,7 @@ impl Sched {
         if !is_alone && room.promised + future > u64::from(kv.available()) {
             // The cached pages were free to be dropped, so they cost as much as new ones; ask again when more is free.
             cx.mark("sched.admission_undone");
-            kv.release(cx, lease);
+            kv.release(lease);
             if sequence.is_entered {
                 kv.enter(cx, sequence.request, &sequence.prompt);
             }
@@ -225,14 +220,13 @@ impl Sched {
         self.admitted += 1;
         self.waiting_tokens -= u64::from(sequence.prompt.length);
         sequence.settle_in(lease);
-        sequence.served = Some(alloc::boxed::Box::new(served));
-        let (order, request) = (sequence.order.take(), sequence.request);
+        sequence.served = Some(Box::new(served));
+        let order = sequence.order.take();
         let queue = if whole { &mut self.sinks } else { &mut self.queue };
         match order {
             Some(order) => queue.remove(order),
             None => queue.remove_front(slot),
         }
-        let _ = request;
         Verdict::Admitted
     }
 

@@ -19,6 +19,7 @@
 mod admit;
 mod batch;
 mod budget;
+mod check;
 mod ending;
 mod handoff;
 mod policy;
@@ -28,7 +29,6 @@ mod seq;
 #[cfg(test)]
 mod tests;
 
-use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
@@ -46,7 +46,7 @@ use crate::transfer::Transfer;
 use batch::Flight;
 use budget::Ratio;
 use queue::{Pick, Queue};
-use seq::{Sequence, Slab, State, pages};
+use seq::{Sequence, Slab, State};
 
 /// What an unfinished request waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,10 +101,10 @@ pub struct Sched {
     prefilling: Vec<u32>,
     /// Sequences in [`State::Running`], in order of their last chunk.
     running: Vec<u32>,
+    /// Sequences in [`State::Receiving`].
+    receiving: Vec<u32>,
     /// Sequences that hold a lease.
     admitted: u32,
-    /// Sequences that give their pages back as soon as forwards in flight are done.
-    departing: u32,
     flights: VecDeque<Flight>,
     /// Buffers of ended flights.
     spare: Vec<Flight>,
@@ -116,6 +116,8 @@ pub struct Sched {
     wake: Option<Instant>,
     /// When a lone sequence first found no page.
     starved: Option<Instant>,
+    /// It found none in the step before, either.
+    was_starved: bool,
     draining: bool,
     picks: Vec<Pick>,
 }
@@ -139,14 +141,15 @@ impl Sched {
             waiting_tokens: 0,
             prefilling: Vec::new(),
             running: Vec::new(),
+            receiving: Vec::new(),
             admitted: 0,
-            departing: 0,
             flights: VecDeque::new(),
             spare: Vec::new(),
             deadlines: BTreeSet::new(),
             leaders: BTreeMap::new(),
             wake: None,
             starved: None,
+            was_starved: false,
             draining: false,
             picks: Vec::new(),
         }
@@ -202,6 +205,7 @@ impl Sched {
             self.end(cx, kv, transfer, slot, Finish::Deadline);
         }
         self.wake = None;
+        self.was_starved = self.starved.take().is_some();
         self.admit_sinks(cx, kv, transfer);
         while self.flights.len() < self.flights_max && self.launch(cx, kv, transfer) {}
         if self.slots.len() == 0 {
@@ -258,7 +262,7 @@ impl Sched {
             running: self.admitted,
             waiting: self.waiting() + (self.queue.front_len() + self.sinks.front_len()) as u32,
             waiting_tokens: self.waiting_tokens,
-            running_tokens: self.prefilling.iter().chain(&self.running).map(tokens).sum(),
+            running_tokens: self.prefilling.iter().chain(&self.running).chain(&self.receiving).map(tokens).sum(),
         }
     }
 
@@ -295,7 +299,7 @@ impl Sched {
             queue.front_iter().for_each(|slot| digest.word(u64::from(slot)));
             queue.iter().for_each(|pick| digest.word(pick.order << 32 | u64::from(queue.overtaken(pick.order))));
         }
-        self.prefilling.iter().chain(&self.running).for_each(|&slot| digest.word(u64::from(slot)));
+        self.prefilling.iter().chain(&self.running).chain(&self.receiving).for_each(|&slot| digest.word(u64::from(slot)));
         self.flights.iter().for_each(|flight| digest.value(&flight.op));
         digest.word(u64::from(self.ratio.ppm()) << 1 | u64::from(self.draining));
         digest.word(self.wake.unwrap_or_default().0 ^ self.starved.unwrap_or_default().0.rotate_left(32));

@@ -14,10 +14,11 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use crate::cx::Cx;
 use crate::event::Served;
-use crate::id::{PageKey, RequestId, Token};
+use crate::id::{RequestId, Token};
 use crate::key::page_key;
-use crate::kv::Lease;
+use crate::kv::{Kv, Lease};
 use crate::op::{Leg, Prompt, Submit};
 use crate::time::Instant;
 
@@ -177,16 +178,27 @@ impl Sequence {
         self.computed >= self.prompt.length && self.computed < self.tokens_max()
     }
 
-    /// Leading page keys and their tokens (empty where they are not at hand) of pages `from..to`, all folded.
-    pub(super) fn pages(&self, from: u32, to: u32, page_size: u32) -> (PageKey, &[PageKey], &[Token]) {
-        let parent = if from == 0 { self.prompt.root } else { self.prompt.keys[from as usize - 1] };
-        let keys = &self.prompt.keys[from as usize..to as usize];
+    /// Offers the full committed pages of the prompt to the cache.
+    pub(super) fn publish(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, page_size: u32) {
+        let Some(lease) = &mut self.lease else { return };
+        let from = lease.published_pages() as usize;
+        let to = (self.committed.min(self.prompt.length) / page_size) as usize;
+        if to <= from {
+            return;
+        }
         let missing = self.prompt.length as usize - self.prompt.tokens.len();
-        let tokens = match (from as usize * page_size as usize).checked_sub(missing) {
-            Some(start) => &self.prompt.tokens[start..start + keys.len() * page_size as usize],
-            None => &[],
-        };
-        (parent, keys, tokens)
+        let first = (from * page_size as usize).checked_sub(missing);
+        let tokens = first.map_or(&[][..], |first| {
+            let end = first + (to - from) * page_size as usize;
+            &self.prompt.tokens[first..end]
+        });
+        kv.publish(cx, lease, self.prompt.root, &self.prompt.keys[from..to], tokens, self.priority);
+    }
+
+    /// False while loads are under way of which one failed under its forward.
+    pub(super) fn may_go(&mut self, cx: &Cx<'_>) -> bool {
+        self.holds = self.holds && self.lease().loading().iter().any(|&op| cx.ops.is_live(op));
+        !self.holds
     }
 
     /// Makes the generated tokens part of the prompt, so that they can be published, or computed again.
