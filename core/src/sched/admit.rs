@@ -179,9 +179,7 @@ impl Sched {
         }
         let hit = kv.lookup(&sequence.prompt);
         if self.follows(slot, (hit.device + hit.host) * page_size) {
-            let sequence = self.slots.at_mut(slot);
-            sequence.is_following = true;
-            sequence.blocked = Wait::Queue;
+            self.slots.at_mut(slot).blocked = Wait::Queue;
             return Verdict::Elsewhere;
         }
         let sequence = self.slots.at_mut(slot);
@@ -255,13 +253,14 @@ impl Sched {
     /// True if a sequence that is being computed will publish at least `in_batch_share_tokens` tokens of this prompt
     /// more than the cache has. Keys are chained, so the common prefix is found by bisection.
     fn follows(&self, slot: u32, cached: u32) -> bool {
-        let sequence = self.slots.at(slot);
-        if cached > self.config.in_batch_check_tokens && !sequence.is_following {
+        let keys = &self.slots.at(slot).prompt.keys;
+        let Some(leader) = keys.first().and_then(|first| self.leaders.get(first)) else { return false };
+        let leader = self.slots.at(*leader);
+        // What the leader has published since its admission does not count: more of the same is to come.
+        if cached.min(leader.lease().cached_tokens()) > self.config.in_batch_check_tokens {
             return false;
         }
-        let keys = &sequence.prompt.keys;
-        let Some(leader) = keys.first().and_then(|first| self.leaders.get(first)) else { return false };
-        let others = &self.slots.at(*leader).prompt.keys;
+        let others = &leader.prompt.keys;
         let (mut shared, mut end) = (0, keys.len().min(others.len()));
         while shared < end {
             let middle = shared.midpoint(end);

@@ -299,10 +299,14 @@ impl Sched {
         is_load: bool,
     ) {
         let sequence = self.slots.at_mut(row.slot);
-        if sequence.life != row.life || sequence.state == State::Leaving {
+        if sequence.life != row.life {
             return;
         }
+        // For one that has ended too: what a forward behind this one computes must not be published.
         sequence.roll_back(row.start);
+        if sequence.state == State::Leaving {
+            return;
+        }
         sequence.holds = is_load;
         sequence.faults += u32::from(!is_load);
         // A source has pushed behind the forward, and pages are pushed once.

@@ -81,8 +81,6 @@ pub(super) struct Sequence {
     pub(super) is_entered: bool,
     /// The hand-off knows it and must be told when it ends.
     pub(super) has_room: bool,
-    /// Waits for a leader that computes the same prefix.
-    pub(super) is_following: bool,
     /// A load back failed under its forward: wait for all loads before the next one.
     pub(super) holds: bool,
     /// Tokens sampled behind `prompt`.
@@ -127,7 +125,6 @@ impl Sequence {
             is_announced: false,
             is_entered: false,
             has_room: false,
-            is_following: false,
             holds: false,
             generated: Vec::new(),
             produced: 0,
@@ -231,7 +228,6 @@ impl Sequence {
         self.faults = 0;
         self.holds = false;
         self.is_entered = false;
-        self.is_following = false;
         self.needs = (0, 0);
         self.floor = 0;
         self.lease = Some(lease);

@@ -11,7 +11,7 @@ use super::{toy, words};
 #[test]
 fn the_door_names_the_reason_of_each_refusal() {
     let mut toy = toy(8, |config| config.sched.max_queued_requests = 1);
-    toy.submit_with(1, &words(1, 5), 2, |submit| submit.prompt.length = 6);
+    toy.submit_with(1, &words(1, 5), 2, |submit| submit.prompt.length = 9);
     assert_eq!(toy.ending(1), Event::Refused(Refusal::Malformed));
     toy.submit(2, &words(2, 5), 0);
     assert_eq!(toy.ending(2), Event::Refused(Refusal::NoOutput));

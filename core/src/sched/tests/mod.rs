@@ -21,7 +21,7 @@ fn config(pages: u32) -> WorkerConfig {
         epoch: crate::id::Epoch(0),
         mode: crate::config::Mode::Unified,
         seed: 1,
-        kv: crate::config::KvConfig { page_size: 4, gpu_pages: pages, root: toy::ROOT, ..Default::default() },
+        kv: crate::config::KvConfig { page_size: 4, gpu_pages: pages, root: toy::ROOT, load_back_threshold: 1, ..Default::default() },
         sched: crate::config::SchedConfig { chunked_prefill_size: 16, reserve_steps: 4, ..Default::default() },
         transfer: crate::config::TransferConfig::default(),
     };

@@ -12,7 +12,7 @@ use crate::cx::Owner;
 use crate::event::{Event, Finish};
 use crate::id::{GpuPage, HostPage, OpId, PageKey, RequestId, Token};
 use crate::kv::Kv;
-use crate::op::{Command, Fault, LaneKind, Leg, Outcome, Output, Submit};
+use crate::op::{Command, Fault, LaneKind, Leg, Outcome, Output, Run, Submit};
 use crate::sched::Sched;
 use crate::testkit::{Bench, prompt};
 use crate::time::Instant;
@@ -40,6 +40,8 @@ pub(super) struct Toy {
     failed: BTreeSet<OpId>,
     pub(super) device: BTreeMap<GpuPage, Vec<u64>>,
     host: BTreeMap<HostPage, Vec<u64>>,
+    /// Requests under which a forward failed, until their table is told again: what they compute means nothing.
+    poisoned: BTreeSet<RequestId>,
     histories: BTreeMap<RequestId, Vec<Token>>,
     tables: BTreeMap<RequestId, Vec<GpuPage>>,
     prompts: BTreeMap<RequestId, (Vec<Token>, u32, Vec<Token>)>,
@@ -84,6 +86,7 @@ impl Toy {
             failed: BTreeSet::new(),
             device: BTreeMap::new(),
             host: BTreeMap::new(),
+        poisoned: BTreeSet::new(),
             histories: BTreeMap::new(),
             tables: BTreeMap::new(),
             prompts: BTreeMap::new(),
@@ -178,6 +181,7 @@ impl Toy {
         let fault = if started.after.iter().any(|op| self.failed.contains(op)) { Some(Fault::Prerequisite) } else { fault };
         let outcome = if let Some(fault) = fault {
             self.failed.insert(op);
+            self.poison(&started.command);
             Outcome::Failed(fault)
         } else {
             self.carry_out(&started.command)
@@ -204,16 +208,42 @@ impl Toy {
         self.settle();
     }
 
+    /// A driver keeps the tables of a forward that fails; the KV is not there.
+    fn poison(&mut self, command: &Command) {
+        if let Command::Forward(runs) = command {
+            for run in runs {
+                self.tell(run);
+                self.poisoned.insert(run.request);
+            }
+        }
+    }
+
+    fn tell(&mut self, run: &Run) {
+        let table = self.tables.entry(run.request).or_default();
+        table.truncate(run.table_from as usize);
+        assert_eq!(table.len(), run.table_from as usize, "no page of the table is left out");
+        table.extend(&run.pages);
+        if run.table_from == 0 {
+            self.poisoned.remove(&run.request);
+        }
+    }
+
     fn carry_out(&mut self, command: &Command) -> Outcome {
         let page_size = self.config.kv.page_size as usize;
         match command {
             Command::Forward(runs) => {
                 let mut tokens = Vec::new();
                 for run in runs {
-                    let table = self.tables.entry(run.request).or_default();
-                    table.truncate(run.table_from as usize);
-                    assert_eq!(table.len(), run.table_from as usize, "no page of the table is left out");
-                    table.extend(&run.pages);
+                    self.tell(run);
+                    let table = &self.tables[&run.request];
+                    if self.poisoned.contains(&run.request) {
+                        for position in run.start..run.start + run.count {
+                            let page = table[position as usize / page_size];
+                            self.device.entry(page).or_insert_with(|| std::vec![0; page_size])[position as usize % page_size] = 1;
+                        }
+                        tokens.extend(run.sample.then_some(Token(999)));
+                        continue;
+                    }
                     let history = self.histories.get_mut(&run.request).expect("submitted");
                     let mut state = 0;
                     for position in 0..(run.start + run.count) as usize {
