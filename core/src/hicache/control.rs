@@ -49,11 +49,7 @@ impl HiCache {
                     }
                 }
             }
-            Outcome::Moved
-            | Outcome::Partly(_)
-            | Outcome::Sampled(_)
-            | Outcome::Found(_)
-            | Outcome::Failed(_) => {
+            Outcome::Moved | Outcome::Partly(_) | Outcome::Sampled(_) | Outcome::Found(_) | Outcome::Failed(_) => {
                 cx.mark("hicache.scan_failed");
                 self.storage = Storage::Scanning { next: asked_after, asked: false };
                 self.scan_not_before = cx.now + SCAN_RETRY;

@@ -45,15 +45,7 @@ pub(crate) struct Index {
 
 impl Index {
     pub(crate) const fn new(pages_max: u64) -> Self {
-        Self {
-            entries: BTreeMap::new(),
-            order: BTreeSet::new(),
-            present: 0,
-            pages_max,
-            uses: 0,
-            foreign: 0,
-            torn: 0,
-        }
+        Self { entries: BTreeMap::new(), order: BTreeSet::new(), present: 0, pages_max, uses: 0, foreign: 0, torn: 0 }
     }
 
     const fn has_quota(&self) -> bool {

@@ -274,11 +274,7 @@ impl HiCache {
                 );
             }
         }
-        let storage = self
-            .moves
-            .values()
-            .filter(|one| !matches!(one, Move::Backup(_) | Move::LoadBack { .. }))
-            .count();
+        let storage = self.moves.values().filter(|one| !matches!(one, Move::Backup(_) | Move::LoadBack { .. })).count();
         assert_eq!(storage as u32, self.storage_ops, "storage operations in flight");
         for (request, waiting) in &self.waiting {
             waiting.check(*request, &self.batches);

@@ -133,8 +133,8 @@ impl HiCache {
 
     /// What L1 must do with a page it wants to drop: `true` if it has to be saved first.
     pub(crate) fn must_save(&self, tiers: &Tiers, page: PageId) -> bool {
-        let by_eviction = self.config.write_policy == WritePolicy::WriteBack
-            || self.config.host_policy == HostPolicy::Exclusive;
+        let by_eviction =
+            self.config.write_policy == WritePolicy::WriteBack || self.config.host_policy == HostPolicy::Exclusive;
         by_eviction && self.has_host() && tiers.radix.get(page).host.is_none()
     }
 
@@ -205,10 +205,7 @@ impl HiCache {
         for &page in pages.iter().rev() {
             let key = tiers.radix.key(page);
             tiers.unpin_host(page);
-            if tiers.radix.contains(page)
-                && tiers.radix.key(page) == key
-                && self.gives_up_host_copy(tiers, page, key)
-            {
+            if tiers.radix.contains(page) && tiers.radix.key(page) == key && self.gives_up_host_copy(tiers, page, key) {
                 tiers.drop_host_failed(page);
             }
         }

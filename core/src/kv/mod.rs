@@ -125,10 +125,7 @@ impl Kv {
     /// Pages in use: (device, host), those of the cache included.
     #[must_use]
     pub fn used(&self) -> (u32, u32) {
-        (
-            self.tiers.gpu.total() - self.tiers.gpu.free_count(),
-            self.tiers.host.total() - self.tiers.host.free_count(),
-        )
+        (self.tiers.gpu.total() - self.tiers.gpu.free_count(), self.tiers.host.total() - self.tiers.host.free_count())
     }
 
     /// Objects that the index of L3 counts as present.

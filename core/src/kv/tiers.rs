@@ -432,18 +432,14 @@ impl Tiers {
                 let end = self.gpu.pins(gpu) == 0 && residence.device_children == 0;
                 assert_eq!(end, self.l1.is_candidate(page), "{page:?} may leave L1: {end}");
                 if let Some(parent) = self.radix.parent(page) {
-                    assert!(
-                        self.radix.get(parent).device.is_some(),
-                        "{page:?} is in L1 and the page before it is not"
-                    );
+                    assert!(self.radix.get(parent).device.is_some(), "{page:?} is in L1 and the page before it is not");
                 }
             }
             if let Some(copy) = residence.host {
                 host += 1;
                 assert!(self.host.is_allocated(copy), "{page:?} has a host page that is free");
-                let end = self.host.pins(copy) == 0
-                    && residence.host_children == 0
-                    && residence.filling == HostFill::None;
+                let end =
+                    self.host.pins(copy) == 0 && residence.host_children == 0 && residence.filling == HostFill::None;
                 assert_eq!(end, self.l2.is_candidate(page), "{page:?} may leave L2: {end}");
             } else {
                 assert_eq!(residence.filling, HostFill::None, "{page:?} fills a host page it does not have");

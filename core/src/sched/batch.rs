@@ -187,14 +187,7 @@ impl Sched {
     }
 
     /// A forward has ended.
-    pub fn on_forward(
-        &mut self,
-        cx: &mut Cx<'_>,
-        kv: &mut Kv,
-        transfer: &mut Transfer,
-        op: OpId,
-        outcome: Outcome,
-    ) {
+    pub fn on_forward(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer, op: OpId, outcome: Outcome) {
         let Some(place) = self.flights.iter().position(|flight| flight.op == op) else {
             cx.metrics.stale_inputs += 1;
             return;
@@ -205,11 +198,9 @@ impl Sched {
             Outcome::Sampled(tokens) if tokens.len() == samples => Ok(tokens),
             Outcome::Failed(fault) => Err(fault),
             // An answer to another question.
-            Outcome::Sampled(_)
-            | Outcome::Moved
-            | Outcome::Partly(_)
-            | Outcome::Found(_)
-            | Outcome::Scanned { .. } => Err(Fault::Device),
+            Outcome::Sampled(_) | Outcome::Moved | Outcome::Partly(_) | Outcome::Found(_) | Outcome::Scanned { .. } => {
+                Err(Fault::Device)
+            }
         };
         match result {
             Ok(tokens) => {

@@ -50,7 +50,10 @@ impl Sched {
         for (first, &leader) in &self.leaders {
             let sequence = self.slots.at(leader);
             assert_eq!(sequence.prompt.keys.first(), Some(first), "a leader leads its own prefix");
-            assert!(matches!(sequence.state, State::Prefilling | State::Running | State::HandingOver), "a leader computes");
+            assert!(
+                matches!(sequence.state, State::Prefilling | State::Running | State::HandingOver),
+                "a leader computes"
+            );
         }
     }
 
@@ -82,10 +85,8 @@ impl Sched {
         assert_eq!(offered as u32, self.offered, "offers without a sink");
         for (slot, sequence) in self.slots.iter() {
             let is_listed = listed.contains(&(slot, sequence.state as u8));
-            let has_list = matches!(
-                sequence.state,
-                State::Waiting | State::Prefilling | State::Running | State::Receiving
-            );
+            let has_list =
+                matches!(sequence.state, State::Waiting | State::Prefilling | State::Running | State::Receiving);
             assert_eq!(is_listed, has_list, "{} is in the list of its state", sequence.request);
         }
     }

@@ -11,14 +11,7 @@ use super::seq::State;
 
 impl Sched {
     /// Ends a request for its client, whatever its state. Its pages come back now or when what names them has ended.
-    pub(super) fn end(
-        &mut self,
-        cx: &mut Cx<'_>,
-        kv: &mut Kv,
-        transfer: &mut Transfer,
-        slot: u32,
-        finish: Finish,
-    ) {
+    pub(super) fn end(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer, slot: u32, finish: Finish) {
         if self.slots.at(slot).state == State::Leaving {
             return;
         }

@@ -67,6 +67,7 @@ impl Sched {
                 self.publish(cx, kv, slot);
                 self.take_token(cx, kv, transfer, slot, token);
             }
+            TransferEvent::Retry { request, prefill } => self.retry(cx, kv, transfer, request, prefill),
             TransferEvent::SinkFailed { request, .. } => {
                 if let Some(&slot) = self.by_request.get(&request)
                     && self.slots.at(slot).is_sink()
@@ -83,15 +84,24 @@ impl Sched {
     pub(super) fn want(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer, slot: u32) {
         let page_size = self.page_size;
         let sequence = self.slots.at_mut(slot);
-        let Leg::Decode { room, prefill } = sequence.leg else { unreachable!("only sinks ask") };
+        sequence.state = State::Receiving;
+        self.receiving.push(slot);
+        let Leg::Decode { room, mut prefill } = sequence.leg else { unreachable!("only sinks ask") };
+        if sequence.has_room {
+            // A retry that had to wait for pages: whoever was free then may be gone by now.
+            let Some(next) = transfer.next_prefill(sequence.request) else {
+                cx.mark("sched.no_prefill_left");
+                return self.recompute(cx, kv, transfer, slot, true);
+            };
+            prefill = next;
+            sequence.leg = Leg::Decode { room, prefill };
+        }
         let lease = sequence.lease.as_ref().expect("admitted just before");
         let have = lease.cached_tokens() / page_size;
         let missing = &lease.table()[have as usize..pages(sequence.prompt.length, page_size) as usize];
         let (request, deadline) = (sequence.request, sequence.deadline);
         let asked = transfer.want(cx, request, room, prefill, &sequence.prompt, have, missing, deadline);
-        sequence.state = State::Receiving;
         sequence.has_room = asked.is_ok();
-        self.receiving.push(slot);
         if let Err(refusal) = asked {
             cx.metrics.refused += 1;
             cx.emit(request, Event::Refused(refusal));
@@ -228,6 +238,7 @@ const fn finish(reason: AbortReason) -> Finish {
         | AbortReason::Unknown
         | AbortReason::Duplicate
         | AbortReason::Refused
-        | AbortReason::Incompatible => Finish::Failed(Failure::Peer),
+        | AbortReason::Incompatible
+        | AbortReason::Lost => Finish::Failed(Failure::Peer),
     }
 }

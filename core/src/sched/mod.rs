@@ -299,20 +299,18 @@ impl Sched {
             queue.front_iter().for_each(|slot| digest.word(u64::from(slot)));
             queue.iter().for_each(|pick| digest.word(pick.order << 32 | u64::from(queue.overtaken(pick.order))));
         }
-        self.prefilling.iter().chain(&self.running).chain(&self.receiving).for_each(|&slot| digest.word(u64::from(slot)));
+        self.prefilling
+            .iter()
+            .chain(&self.running)
+            .chain(&self.receiving)
+            .for_each(|&slot| digest.word(u64::from(slot)));
         self.flights.iter().for_each(|flight| digest.value(&flight.op));
         digest.word(u64::from(self.ratio.ppm()) << 1 | u64::from(self.draining));
         digest.word(self.wake.unwrap_or_default().0 ^ self.starved.unwrap_or_default().0.rotate_left(32));
     }
 
     /// Door: takes the request into the right queue.
-    fn enter(
-        &mut self,
-        cx: &mut Cx<'_>,
-        kv: &mut Kv,
-        transfer: &mut Transfer,
-        submit: Submit,
-    ) -> Result<(), Refusal> {
+    fn enter(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer, submit: Submit) -> Result<(), Refusal> {
         let deadline = self.door(cx.now, kv, &submit)?;
         let request = submit.request;
         let mut sequence = Sequence::new(submit, cx.now, deadline);

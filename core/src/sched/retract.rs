@@ -119,14 +119,7 @@ impl Sched {
     }
 
     /// A load back failed: only `pages` pages of the table are good.
-    pub(super) fn shorten(
-        &mut self,
-        cx: &mut Cx<'_>,
-        kv: &mut Kv,
-        transfer: &mut Transfer,
-        slot: u32,
-        pages: u32,
-    ) {
+    pub(super) fn shorten(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer, slot: u32, pages: u32) {
         let tokens = pages * self.page_size;
         let page_size = self.page_size;
         let sequence = self.slots.at_mut(slot);

@@ -106,8 +106,7 @@ fn a_shared_store_is_asked_before_host_pages_are_reserved() {
 fn every_write_policy_reaches_storage() {
     for policy in [WritePolicy::WriteThrough, WritePolicy::WriteThroughSelective, WritePolicy::WriteBack] {
         for host_policy in [HostPolicy::Inclusive, HostPolicy::Exclusive] {
-            let config =
-                KvConfig { write_policy: policy, host_policy, ..Rig::config(12, 64, StorageMode::Private) };
+            let config = KvConfig { write_policy: policy, host_policy, ..Rig::config(12, 64, StorageMode::Private) };
             let mut rig = Rig::new(config);
             rig.drain();
             for _ in 0..2 {
@@ -166,11 +165,8 @@ fn pages_being_loaded_can_be_shared_and_a_failed_load_tells_all_users() {
     assert_eq!(rig.leases[1].0.loading(), rig.leases[0].0.loading());
     let load = rig.ops(|command| matches!(command, Command::LoadBack(_)))[0];
     rig.end(load, End::Badly(Fault::Device));
-    let told: alloc::vec::Vec<_> = rig
-        .events
-        .iter()
-        .map(|KvEvent::Shorter { request, pages }| (request.0, *pages))
-        .collect();
+    let told: alloc::vec::Vec<_> =
+        rig.events.iter().map(|KvEvent::Shorter { request, pages }| (request.0, *pages)).collect();
     assert_eq!(told, [(50, 0), (51, 0)]);
     assert_eq!(rig.kv.lookup(&prompt).device, 0, "pages that were not loaded cannot be found");
     rig.compute(0);

@@ -138,8 +138,7 @@ fn run(config: KvConfig, acts: Vec<Act>) {
                 rig.store.remove(&key);
             }
             Act::Control(which) => {
-                let control =
-                    [Control::Flush, Control::AttachStorage, Control::DetachStorage, Control::ClearStorage];
+                let control = [Control::Flush, Control::AttachStorage, Control::DetachStorage, Control::ClearStorage];
                 rig.kv.control(&mut rig.bench.cx(), control[which as usize]);
             }
             Act::Pass(tenths) => rig.bench.now.0 += u64::from(tenths) * 100_000_000,

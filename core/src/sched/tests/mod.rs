@@ -2,6 +2,7 @@
 
 mod door;
 mod forwards;
+mod handoff;
 mod random;
 mod shortage;
 mod toy;
@@ -21,7 +22,13 @@ fn config(pages: u32) -> WorkerConfig {
         epoch: crate::id::Epoch(0),
         mode: crate::config::Mode::Unified,
         seed: 1,
-        kv: crate::config::KvConfig { page_size: 4, gpu_pages: pages, root: toy::ROOT, load_back_threshold: 1, ..Default::default() },
+        kv: crate::config::KvConfig {
+            page_size: 4,
+            gpu_pages: pages,
+            root: toy::ROOT,
+            load_back_threshold: 1,
+            ..Default::default()
+        },
         sched: crate::config::SchedConfig { chunked_prefill_size: 16, reserve_steps: 4, ..Default::default() },
         transfer: crate::config::TransferConfig::default(),
     };
@@ -38,11 +45,11 @@ fn toy(pages: u32, change: impl Fn(&mut WorkerConfig)) -> Toy {
 }
 
 fn transfer(config: &WorkerConfig) -> Transfer {
-    Transfer::new(config.transfer.clone(), config.epoch, config.kv.root)
+    Transfer::new(config.transfer.clone(), config.epoch, config.mode, config.kv.root)
 }
 
-fn settle_transfer(_: &mut Transfer, _: &mut Cx<'_>) -> Vec<TransferEvent> {
-    Vec::new()
+fn settle_transfer(transfer: &mut Transfer, cx: &mut Cx<'_>) -> Vec<TransferEvent> {
+    transfer.settle(cx)
 }
 
 /// `count` tokens that belong to `of` alone.

@@ -9,7 +9,8 @@ use super::toy::Toy;
 use super::{toy, words};
 
 fn order(toy: &Toy) -> std::vec::Vec<u64> {
-    let admitted = |(request, event): &(crate::id::RequestId, Event)| matches!(event, Event::Admitted(_)).then_some(request.0);
+    let admitted =
+        |(request, event): &(crate::id::RequestId, Event)| matches!(event, Event::Admitted(_)).then_some(request.0);
     toy.events.iter().filter_map(admitted).collect()
 }
 
@@ -75,8 +76,10 @@ fn a_failed_load_back_costs_time_and_nothing_else() {
         }
         let mut loads = 0;
         while let Some(&op) = toy.ready().last() {
-            let is_load =
-                toy.lane.iter().any(|started| started.op == op && matches!(started.command, crate::op::Command::LoadBack(_)));
+            let is_load = toy
+                .lane
+                .iter()
+                .any(|started| started.op == op && matches!(started.command, crate::op::Command::LoadBack(_)));
             loads += i32::from(is_load);
             toy.complete(op, (is_load && loads % 6 == place).then_some(Fault::Io));
         }

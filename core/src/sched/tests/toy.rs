@@ -10,9 +10,10 @@ use crate::config::WorkerConfig;
 use crate::cost::Cost;
 use crate::cx::Owner;
 use crate::event::{Event, Finish};
-use crate::id::{GpuPage, HostPage, OpId, PageKey, RequestId, Token};
+use crate::id::{GpuPage, HostPage, OpId, PageKey, RequestId, Token, WorkerId};
 use crate::kv::Kv;
-use crate::op::{Command, Fault, LaneKind, Leg, Outcome, Output, Run, Submit};
+use crate::message::Message;
+use crate::op::{Command, Fault, LaneKind, Leg, Outcome, Output, Prompt, Run, Submit};
 use crate::sched::Sched;
 use crate::testkit::{Bench, prompt};
 use crate::time::Instant;
@@ -36,7 +37,9 @@ pub(super) struct Toy {
     pub(super) lane: VecDeque<Started>,
     pub(super) forwards: Vec<Started>,
     pub(super) events: Vec<(RequestId, Event)>,
-    pub(super) sent: VecDeque<(crate::id::WorkerId, crate::message::Message)>,
+    pub(super) sent: VecDeque<(WorkerId, Message)>,
+    /// Pages that have arrived at peers.
+    pub(super) pushed: Vec<(WorkerId, GpuPage, Vec<u64>)>,
     failed: BTreeSet<OpId>,
     pub(super) device: BTreeMap<GpuPage, Vec<u64>>,
     host: BTreeMap<HostPage, Vec<u64>>,
@@ -83,10 +86,11 @@ impl Toy {
             forwards: Vec::new(),
             events: Vec::new(),
             sent: VecDeque::new(),
+            pushed: Vec::new(),
             failed: BTreeSet::new(),
             device: BTreeMap::new(),
             host: BTreeMap::new(),
-        poisoned: BTreeSet::new(),
+            poisoned: BTreeSet::new(),
             histories: BTreeMap::new(),
             tables: BTreeMap::new(),
             prompts: BTreeMap::new(),
@@ -143,7 +147,12 @@ impl Toy {
                     }
                     self.lane.push_back(started);
                 }
-                Output::Emit { request, event } => self.events.push((request, event)),
+                Output::Emit { request, event } => {
+                    if let Event::Token(token) = event {
+                        self.hear(request, token);
+                    }
+                    self.events.push((request, event));
+                }
                 Output::Send { to, message } => self.sent.push_back((to, message)),
                 Output::Publish(_) => {}
             }
@@ -178,7 +187,8 @@ impl Toy {
     pub(super) fn complete(&mut self, op: OpId, fault: Option<Fault>) {
         let index = self.lane.iter().position(|started| started.op == op).expect("it is in flight");
         let started = self.lane.remove(index).expect("found above");
-        let fault = if started.after.iter().any(|op| self.failed.contains(op)) { Some(Fault::Prerequisite) } else { fault };
+        let fault =
+            if started.after.iter().any(|op| self.failed.contains(op)) { Some(Fault::Prerequisite) } else { fault };
         let outcome = if let Some(fault) = fault {
             self.failed.insert(op);
             self.poison(&started.command);
@@ -206,6 +216,21 @@ impl Toy {
             }
         }
         self.settle();
+    }
+
+    /// A peer will ask for a request that was never submitted here.
+    pub(super) fn expect(&mut self, request: RequestId, prompt: &Prompt) {
+        self.prompts.entry(request).or_insert_with(|| (prompt.tokens.clone(), 1, Vec::new()));
+        self.histories.entry(request).or_insert_with(|| prompt.tokens.clone());
+    }
+
+    /// The first token of a hand-off was sampled elsewhere.
+    fn hear(&mut self, request: RequestId, token: Token) {
+        let place = self.prompts[&request].0.len() + self.tokens(request.0).len();
+        let history = self.histories.get_mut(&request).expect("submitted");
+        if history.len() == place {
+            history.push(token);
+        }
     }
 
     /// A driver keeps the tables of a forward that fails; the KV is not there.
@@ -239,7 +264,8 @@ impl Toy {
                     if self.poisoned.contains(&run.request) {
                         for position in run.start..run.start + run.count {
                             let page = table[position as usize / page_size];
-                            self.device.entry(page).or_insert_with(|| std::vec![0; page_size])[position as usize % page_size] = 1;
+                            self.device.entry(page).or_insert_with(|| std::vec![0; page_size])
+                                [position as usize % page_size] = 1;
                         }
                         tokens.extend(run.sample.then_some(Token(999)));
                         continue;
@@ -248,7 +274,8 @@ impl Toy {
                     let mut state = 0;
                     for position in 0..(run.start + run.count) as usize {
                         state = hash(state, history[position]);
-                        let page = self.device.entry(table[position / page_size]).or_insert_with(|| std::vec![0; page_size]);
+                        let page =
+                            self.device.entry(table[position / page_size]).or_insert_with(|| std::vec![0; page_size]);
                         let cell = &mut page[position % page_size];
                         if position < run.start as usize {
                             assert_eq!(*cell, state, "{} reads position {position} of another prefix", run.request);
@@ -275,7 +302,12 @@ impl Toy {
                 }
                 Outcome::Moved
             }
-            Command::Push(_) => Outcome::Moved,
+            Command::Push(push) => {
+                for (from, to) in &push.pages {
+                    self.pushed.push((push.to, *to, self.device[from].clone()));
+                }
+                Outcome::Moved
+            }
             other => panic!("{other:?} is not part of these tests"),
         }
     }
@@ -296,7 +328,7 @@ impl Toy {
             if self.turn() {
                 continue;
             }
-            let deadlines = [self.sched.deadline(), self.kv.deadline()];
+            let deadlines = [self.sched.deadline(), self.kv.deadline(), self.transfer.deadline()];
             let Some((at, _)) = deadlines.into_iter().flatten().min() else { return };
             self.advance(at);
         }
@@ -323,8 +355,7 @@ impl Toy {
     /// How the request ended. Panics unless it ended exactly once, with its last event.
     pub(super) fn ending(&self, request: u64) -> Event {
         let events = self.of(request);
-        let is_end =
-            |event: &&Event| matches!(event, Event::Finished { .. } | Event::Refused(_) | Event::HandedOver);
+        let is_end = |event: &&Event| matches!(event, Event::Finished { .. } | Event::Refused(_) | Event::HandedOver);
         assert_eq!(events.iter().filter(is_end).count(), 1, "request {request} ends once: {events:?}");
         assert!(events.last().as_ref().is_some_and(is_end), "nothing follows the end of request {request}");
         events.last().cloned().expect("it has an end")
