@@ -1,5 +1,6 @@
 //! What a worker is told at its start: parsed once, checked once, never changed.
 
+use core::num::NonZeroU64;
 use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -286,13 +287,13 @@ impl Default for KvConfig {
             storage_link: LinkCost {
                 request_ns: 100_000,
                 descriptor_ps: 0,
-                bytes_per_second: 7_000_000_000,
+                bytes_per_second: NonZeroU64::new(7_000_000_000).expect("not 0"),
                 latency_ns: 0,
             },
             host_link: LinkCost {
                 request_ns: 10_000,
                 descriptor_ps: 0,
-                bytes_per_second: 50_000_000_000,
+                bytes_per_second: NonZeroU64::new(50_000_000_000).expect("not 0"),
                 latency_ns: 0,
             },
             fetch_by_cost: true,

@@ -35,6 +35,7 @@ pub mod pool;
 pub mod pump;
 pub mod radix;
 pub mod rng;
+pub mod router;
 pub mod sched;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;

@@ -1,3 +1,6 @@
+#![allow(clippy::disallowed_types, reason = "prop_oneof! expands to an Arc")]
+
+use alloc::collections::BTreeSet;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -91,6 +94,38 @@ fn the_check_finds_a_candidate_that_was_moved_in_the_table_only() {
     let mut evictor = filled(Policy::Lru, 2);
     evictor.table[0].last = 77;
     evictor.check();
+}
+
+#[test]
+fn the_fingerprint_knows_all_that_decides_the_next_victim() {
+    let print = |policy, act: fn(&mut Evictor)| {
+        let mut evictor = filled(policy, 12);
+        act(&mut evictor);
+        let mut digest = Digest::new();
+        evictor.digest(&mut digest);
+        digest.finish()
+    };
+    let prints: BTreeSet<u64> = [
+        print(Policy::Lru, |_| {}),
+        print(Policy::Fifo, |_| {}),
+        print(Policy::Lru, |evictor| evictor.withdraw(PageId(1))),
+        print(Policy::Lru, |evictor| evictor.touched(PageId(1), 0)),
+        print(Policy::Lru, |evictor| evictor.touched(PageId(1), 99)),
+        print(Policy::Lru, |evictor| evictor.raise_priority(PageId(1), 1)),
+        print(Policy::S3Fifo, |_| {}),
+        print(Policy::S3Fifo, |evictor| evictor.evicted(PageId(1), key(1))),
+        // The same pages are left; only the ghost differs.
+        print(Policy::S3Fifo, |evictor| evictor.evicted(PageId(1), key(2))),
+    ]
+    .into();
+    assert_eq!(prints.len(), 9);
+    assert_eq!(
+        print(Policy::Lru, |evictor| evictor.withdraw(PageId(1))),
+        print(Policy::Lru, |evictor| {
+            evictor.offer(PageId(1));
+            evictor.withdraw(PageId(1));
+        })
+    );
 }
 
 #[test]

@@ -43,7 +43,7 @@ struct Rig {
 impl Rig {
     fn new(config: KvConfig) -> Self {
         let mut rig = Self {
-            bench: Bench::new(Cost::default()),
+            bench: Bench::new(Cost::fixed(2_000_000, 20_000, 10_000_000, 1 << 20)),
             kv: Kv::new(config),
             gpu: BTreeMap::new(),
             host: BTreeMap::new(),

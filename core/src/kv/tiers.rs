@@ -97,7 +97,7 @@ pub(crate) struct Tiers {
 impl Tiers {
     pub(crate) fn new(config: &KvConfig) -> Self {
         Self {
-            radix: Radix::new(),
+            radix: Radix::with_capacity(config.gpu_pages.saturating_add(config.host_pages).min(1 << 20)),
             gpu: Pool::new(config.gpu_pages),
             host: Pool::new(config.host_pages),
             l1: Evictor::new(config.device_eviction, config.gpu_pages),
@@ -181,17 +181,21 @@ impl Tiers {
         }
     }
 
-    /// After a pin or a child is gone: the page may have become the end of its chain in L1.
+    /// After a pin or a child is gone: the page may have become the end of its chain in L1. A hidden one goes, and so
+    /// may those before it, in a loop: chains are as long as prompts.
     fn reconsider_device(&mut self, page: PageId) {
-        let residence = self.radix.get(page);
-        let Some(gpu) = residence.device else { return };
-        if residence.device_children > 0 || self.gpu.pins(gpu) > 0 {
-            return;
-        }
-        if residence.dead {
-            self.drop_device(page);
-        } else {
-            self.l1.offer(page);
+        let mut next = Some(page);
+        while let Some(page) = next {
+            let residence = self.radix.get(page);
+            let Some(gpu) = residence.device else { return };
+            if residence.device_children > 0 || self.gpu.pins(gpu) > 0 {
+                return;
+            }
+            if !residence.dead {
+                self.l1.offer(page);
+                return;
+            }
+            next = self.detach_device(page);
         }
     }
 
@@ -200,6 +204,13 @@ impl Tiers {
     /// # Panics
     /// If something pins it or a child needs it.
     pub(crate) fn drop_device(&mut self, page: PageId) {
+        if let Some(parent) = self.detach_device(page) {
+            self.reconsider_device(parent);
+        }
+    }
+
+    /// The work of [`Tiers::drop_device`] on the page alone. Returns the page before it, which has lost a child.
+    fn detach_device(&mut self, page: PageId) -> Option<PageId> {
         let key = self.radix.key(page);
         let residence = self.radix.get_mut(page);
         assert_eq!(residence.device_children, 0, "what is dropped is the end of a chain");
@@ -216,9 +227,9 @@ impl Tiers {
         let parent = self.radix.parent(page);
         if let Some(parent) = parent {
             self.radix.get_mut(parent).device_children -= 1;
-            self.reconsider_device(parent);
         }
         self.prune(page);
+        parent.filter(|&parent| self.radix.contains(parent))
     }
 
     // ---- L2 ----------------------------------------------------------------------------------------------------
@@ -275,16 +286,29 @@ impl Tiers {
         }
     }
 
+    /// As [`Tiers::reconsider_device`], for L2.
     pub(crate) fn reconsider_host(&mut self, page: PageId) {
-        let residence = self.radix.get(page);
-        let Some(host) = residence.host else { return };
-        if residence.host_children > 0 || residence.filling != HostFill::None || self.host.pins(host) > 0 {
-            return;
+        let mut next = Some(page);
+        while let Some(page) = next {
+            let residence = self.radix.get(page);
+            let Some(host) = residence.host else { return };
+            if residence.host_children > 0 || residence.filling != HostFill::None || self.host.pins(host) > 0 {
+                return;
+            }
+            if !residence.dead {
+                self.l2.offer(page);
+                return;
+            }
+            self.note_host_drop(page);
+            next = self.detach_host(page);
         }
-        if residence.dead {
-            self.drop_host(page);
-        } else {
-            self.l2.offer(page);
+    }
+
+    fn note_host_drop(&mut self, page: PageId) {
+        self.host_evicted += 1;
+        if self.events {
+            let key = self.radix.key(page);
+            self.changes.push(KvChange::Removed { key, tier: Tier::Host });
         }
     }
 
@@ -294,23 +318,19 @@ impl Tiers {
     /// If something pins it or a child needs it.
     pub(crate) fn drop_host(&mut self, page: PageId) {
         assert_eq!(self.radix.get(page).host_children, 0, "what is dropped is the end of a chain");
-        self.detach_host(page);
-        self.host_evicted += 1;
-        if self.events {
-            let key = self.radix.key(page);
-            self.changes.push(KvChange::Removed { key, tier: Tier::Host });
-        }
-        self.prune(page);
+        self.note_host_drop(page);
+        self.drop_host_failed(page);
     }
 
     /// As [`Tiers::drop_host`], for a copy that never became readable or is given up on purpose: children may still
     /// hang from it, which leaves a hole that the next write heals.
     pub(crate) fn drop_host_failed(&mut self, page: PageId) {
-        self.detach_host(page);
-        self.prune(page);
+        if let Some(parent) = self.detach_host(page) {
+            self.reconsider_host(parent);
+        }
     }
 
-    fn detach_host(&mut self, page: PageId) {
+    fn detach_host(&mut self, page: PageId) -> Option<PageId> {
         let key = self.radix.key(page);
         let residence = self.radix.get_mut(page);
         let host = residence.host.take().expect("only a host copy that is there can be dropped");
@@ -320,10 +340,12 @@ impl Tiers {
         self.host_freed = true;
         self.l2.withdraw(page);
         self.l2.evicted(page, key);
-        if let Some(parent) = self.radix.parent(page) {
+        let parent = self.radix.parent(page);
+        if let Some(parent) = parent {
             self.radix.get_mut(parent).host_children -= 1;
-            self.reconsider_host(parent);
         }
+        self.prune(page);
+        parent.filter(|&parent| self.radix.contains(parent))
     }
 
     /// Frees host pages until `count` are free; what L2 holds only as a copy of L1 or L3 costs nothing to lose.

@@ -1,3 +1,5 @@
+#![allow(clippy::disallowed_types, reason = "prop_oneof! expands to an Arc")]
+
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 

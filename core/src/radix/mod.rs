@@ -126,7 +126,7 @@ impl<P: Default> Radix<P> {
     /// Makes the chain `keys` exist behind `parent` (`None`: from the start) and appends the page of each key to
     /// `out`. Returns how many are new; these are the last ones and have a default payload.
     ///
-    /// Splits a node where the chain leaves it midway; see [`Radix::split`] for the cost. A chain that goes on from
+    /// Splits a node where the chain leaves it midway, at the cost of the shorter half. A chain that goes on from
     /// the end of a leaf extends it in place.
     ///
     /// # Panics

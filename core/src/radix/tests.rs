@@ -1,5 +1,7 @@
 //! Pages are letters here: the text `abc` is the chain of the keys of `a`, `ab` and `abc`.
 
+#![allow(clippy::disallowed_types, reason = "prop_oneof! expands to an Arc")]
+
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
@@ -104,7 +106,11 @@ fn a_lookup_finds_the_longest_prefix_and_changes_nothing() {
          lookup z      => nothing
          lookup        => nothing
          digest        => the same
-         shape         => ab(cdef x)",
+         shape         => ab(cdef x)
+         remove abx    => payload x
+         digest        => another
+         insert abx    => new 1: 0 1 6
+         digest        => another",
     );
 }
 

@@ -22,7 +22,8 @@ pub enum TransferEvent {
         /// Its offer, prompt included.
         want: Box<Want>,
     },
-    /// Source: all pages have landed and the hand-off is sent; the lease may be released.
+    /// Source: all pages have landed and the hand-off is sent; the lease may be released. Comes with the last push, or
+    /// in the settle after [`crate::transfer::Transfer::hand_over`].
     Sent {
         /// Which request.
         request: RequestId,

@@ -96,7 +96,7 @@ enum Mutant {
 impl Transfer {
     /// No rooms, no peers.
     #[must_use]
-    pub fn new(config: TransferConfig, epoch: Epoch, mode: Mode, root: PageKey) -> Self {
+    pub fn new(config: TransferConfig, mode: Mode, epoch: Epoch, root: PageKey) -> Self {
         let layout = config.layout.clone();
         let hello = Hello { version: VERSION, epoch, mode, root, layout, generation: Generation::default() };
         Self {

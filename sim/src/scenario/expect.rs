@@ -81,11 +81,9 @@ impl Gate {
             .iter()
             .find_map(|(sign, relation)| text.strip_prefix(sign).map(|rest| (*relation, rest)))
             .ok_or_else(|| format!("\"{name}\" = \"{text}\": a gate starts with one of <, <=, ==, !=, >=, >"))?;
-        let bound: f64 = rest
-            .trim()
-            .replace('_', "")
-            .parse()
-            .map_err(|_| format!("\"{name}\" = \"{text}\": behind {} there must be a number", &text[..text.len() - rest.len()]))?;
+        let bound: f64 = rest.trim().replace('_', "").parse().map_err(|_| {
+            format!("\"{name}\" = \"{text}\": behind {} there must be a number", &text[..text.len() - rest.len()])
+        })?;
         Ok(Self { name: name.to_owned(), relation, bound })
     }
 
@@ -112,7 +110,11 @@ impl Gate {
             Some(&value) if self.holds(value) => Ok(()),
             Some(&value) => broken(format!("{value}")),
             None if SPARSE.iter().any(|group| self.name.starts_with(group)) => {
-                if self.holds(0.0) { Ok(()) } else { broken("it never happened".to_owned()) }
+                if self.holds(0.0) {
+                    Ok(())
+                } else {
+                    broken("it never happened".to_owned())
+                }
             }
             None => {
                 let near = nearest(&self.name, values.keys().map(String::as_str));

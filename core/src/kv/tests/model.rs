@@ -1,3 +1,4 @@
+#![allow(clippy::disallowed_types, reason = "prop_oneof! makes an Arc")]
 //! Random histories: whatever happens in whatever order, no page is lost, found in the wrong place or read too early.
 
 use alloc::vec::Vec;

@@ -142,7 +142,7 @@ impl Net {
     }
 
     pub(super) fn start(&mut self, id: WorkerId, mode: Mode, config: TransferConfig, epoch: Epoch) {
-        let mut transfer = Transfer::new(config.clone(), epoch, mode, ROOT);
+        let mut transfer = Transfer::new(config.clone(), mode, epoch, ROOT);
         transfer.mutant = self.mutant;
         let node = Node {
             transfer,
@@ -194,7 +194,7 @@ impl Net {
         input: impl FnOnce(&mut Transfer, &mut Cx<'_>, &mut Vec<TransferEvent>) -> R,
     ) -> R {
         let node = self.nodes.get_mut(&id).expect("a worker of the net");
-        let cost = Cost::default();
+        let cost = Cost::fixed(2_000_000, 20_000, 10_000_000, 1 << 30);
         let mut cx = Cx {
             now: self.now,
             cost: &cost,

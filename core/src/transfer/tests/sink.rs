@@ -352,7 +352,7 @@ fn peers_without_open_rooms_are_not_pinged() {
 }
 
 #[test]
-fn kv_of_another_kind_fails_rooms_at_once_on_both_ends() {
+fn kv_of_another_kind_fails_the_rooms_of_the_sink_at_once() {
     let mut net = Net::strangers(&[(D, Mode::Decode)], &config());
     let other = TransferConfig { layout: Layout { page_size: 8, ..layout() }, ..config() };
     net.start(P, Mode::Prefill, other, Epoch(1));
