@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod disk;
+pub mod hardware;
 pub mod heap;
 pub mod link;
 pub mod stats;
