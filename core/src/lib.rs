@@ -32,5 +32,6 @@ pub mod metrics;
 pub mod op;
 pub mod pump;
 pub mod rng;
+pub mod router;
 pub mod time;
 pub mod transfer;
