@@ -1,5 +1,6 @@
 //! What a worker is told at its start: parsed once, checked once, never changed.
 
+use core::num::NonZeroU64;
 use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -283,13 +284,13 @@ impl Default for KvConfig {
             storage_link: LinkCost {
                 request_ns: 100_000,
                 descriptor_ps: 0,
-                bytes_per_second: 7_000_000_000,
+                bytes_per_second: rate(7_000_000_000),
                 latency_ns: 0,
             },
             host_link: LinkCost {
                 request_ns: 10_000,
                 descriptor_ps: 0,
-                bytes_per_second: 50_000_000_000,
+                bytes_per_second: rate(50_000_000_000),
                 latency_ns: 0,
             },
             fetch_by_cost: true,
@@ -386,4 +387,8 @@ impl WorkerConfig {
         )?;
         range(self.transfer.heartbeat_failures_max > 0, "heartbeat_failures_max", 0, "more than 0")
     }
+}
+
+const fn rate(bytes_per_second: u64) -> NonZeroU64 {
+    NonZeroU64::new(bytes_per_second).expect("a default rate is not zero")
 }

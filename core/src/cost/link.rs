@@ -41,7 +41,8 @@ impl Link {
 /// `request + descriptors * descriptor + bytes / bandwidth + latency`
 ///
 /// Descriptors are posted before their bytes move, so the terms add; a lane that posts while bytes flow is cheaper.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LinkCost {
     /// Fixed host work of one transfer.
     pub request_ns: u64,

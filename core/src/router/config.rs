@@ -1,5 +1,6 @@
 //! What a router is told at its start.
 
+use core::num::NonZeroU64;
 use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -108,7 +109,7 @@ impl Default for RouterConfig {
             link: LinkCost {
                 request_ns: 100_000,
                 descriptor_ps: 1_000_000,
-                bytes_per_second: 45_000_000_000,
+                bytes_per_second: rate(45_000_000_000),
                 latency_ns: 10_000,
             },
             cache_threshold_per_mille: 300,
@@ -190,3 +191,7 @@ impl RouterConfig {
 
 /// Lives of routers that rooms can tell apart.
 const EPOCHS_MAX: u32 = 1 << 23;
+
+const fn rate(bytes_per_second: u64) -> NonZeroU64 {
+    NonZeroU64::new(bytes_per_second).expect("a default rate is not zero")
+}
