@@ -4,6 +4,9 @@
 pub mod disk;
 pub mod hardware;
 pub mod heap;
+pub mod lane;
 pub mod link;
+pub mod memory;
+pub mod setup;
 pub mod stats;
 pub mod store;
