@@ -4,9 +4,13 @@
 pub mod disk;
 pub mod hardware;
 pub mod heap;
+pub mod journal;
 pub mod lane;
 pub mod link;
 pub mod memory;
+pub mod node;
+pub mod record;
 pub mod setup;
 pub mod stats;
 pub mod store;
+pub mod world;

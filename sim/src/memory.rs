@@ -80,6 +80,8 @@ struct NodeMemory {
 /// What the sequence of a request consists of.
 #[derive(Debug, Default)]
 struct Text {
+    /// Of the answer.
+    seed: u64,
     root: PageKey,
     length: u32,
     /// Grows over the answer as it is asked for.
@@ -125,12 +127,13 @@ impl Memory {
     }
 
     /// A request is known from here on. Requests are told in order of their names; a second telling replaces the first.
-    pub fn tell(&mut self, request: RequestId, prompt: &Prompt) {
+    pub fn tell(&mut self, request: RequestId, prompt: &Prompt, seed: u64) {
         let index = request.0 as usize;
         if index >= self.texts.len() {
             self.texts.resize_with(index + 1, Text::default);
         }
         self.texts[index] = Text {
+            seed,
             root: prompt.root,
             length: prompt.length,
             keys: prompt.keys.clone(),
@@ -258,7 +261,7 @@ impl Memory {
         while text.keys.len() <= page as usize {
             let start = text.keys.len() as u32 * page_size;
             let token = |position: u32| match position.checked_sub(text.length) {
-                Some(index) => answer(request, index),
+                Some(index) => answer(text.seed, index),
                 None => text.tail[(position - text.tail_from) as usize],
             };
             let tokens: Vec<Token> = (start..start + page_size).map(token).collect();

@@ -8,6 +8,8 @@ use pd_core::config::WorkerConfig;
 use pd_core::cost::{Cost, LinkCost};
 use pd_core::event::Control;
 use pd_core::id::{PageKey, RequestId, Token};
+use pd_core::op::Prompt;
+use pd_core::router::RouterConfig;
 use pd_core::time::Instant;
 
 use crate::disk::DiskSpec;
@@ -35,7 +37,7 @@ pub struct WorkerSetup {
     pub far: WireSetup,
     /// Index of its L3 among the stores.
     pub store: Option<u32>,
-    /// Least time of a message from it to anybody.
+    /// Time of a message from it to anybody.
     pub control_latency_ns: u64,
 }
 
@@ -181,5 +183,85 @@ pub enum PagesOf {
     },
 }
 
-/// Token `index` of the answer to request `request`: cheap, pure, and the same wherever it is generated.
-pub type Answer = fn(request: RequestId, index: u32) -> Token;
+/// Token `index` of the answer whose seed is `seed`: cheap, pure, and the same wherever it is generated.
+pub type Answer = fn(seed: u64, index: u32) -> Token;
+
+/// Where requests come from.
+pub trait Source: std::fmt::Debug {
+    /// When the next request arrives, as far as is known now.
+    fn next(&self) -> Option<Instant>;
+    /// Takes that request.
+    fn take(&mut self) -> Arrival;
+    /// A request of this source has ended; more may arrive because of it.
+    fn finished(&mut self, now: Instant, ordinal: u64, output_tokens: u32);
+}
+
+/// One request as a source makes it.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// Its number within the source, for [`Source::finished`].
+    pub ordinal: u64,
+    /// The conversation it belongs to.
+    pub session: Option<u64>,
+    /// What to continue.
+    pub prompt: Prompt,
+    /// How long the answer is.
+    pub output_tokens: u32,
+    /// Larger is more urgent.
+    pub priority: i32,
+    /// For [`Answer`].
+    pub seed: u64,
+}
+
+/// All of a world.
+#[derive(Debug)]
+pub struct Setup {
+    /// Seed of the run, for what is drawn (what a crash leaves of a write).
+    pub seed: u64,
+    /// In the order of their ids, which count from 0.
+    pub workers: Vec<WorkerSetup>,
+    /// L3 stores.
+    pub stores: Vec<StoreSetup>,
+    /// The router and what it believes that things cost; none for exactly one worker.
+    pub router: Option<(RouterConfig, Cost)>,
+    /// Least time between the router and anybody.
+    pub router_latency_ns: u64,
+    /// How often workers tell the router how busy they are; never if zero.
+    pub load_report: Duration,
+    /// Requests.
+    pub loads: Vec<Box<dyn Source>>,
+    /// Their answers.
+    pub answer: Answer,
+    /// What happens when; by time.
+    pub script: Vec<(Instant, Action)>,
+    /// When to stop even if requests are left.
+    pub until: Option<Instant>,
+    /// How long to go on after the last request has ended, so that writes reach L3.
+    pub linger: Duration,
+    /// Recount all invariants after each step, and check what pages hold.
+    pub check: bool,
+    /// Keep all inputs of all workers, for a replay.
+    pub journal: bool,
+}
+
+impl Setup {
+    /// A world of these workers and nothing else: no router, no loads, answers that count up.
+    #[must_use]
+    pub fn new(workers: Vec<WorkerSetup>) -> Self {
+        Self {
+            seed: 0,
+            workers,
+            stores: Vec::new(),
+            router: None,
+            router_latency_ns: 0,
+            load_report: Duration::ZERO,
+            loads: Vec::new(),
+            answer: |seed, index| Token((seed as u32).wrapping_mul(1_000_003).wrapping_add(index)),
+            script: Vec::new(),
+            until: None,
+            linger: Duration::ZERO,
+            check: false,
+            journal: false,
+        }
+    }
+}

@@ -10,7 +10,7 @@ use pd_core::time::Instant;
 
 use crate::disk::{Disk, JobId};
 use crate::heap::Heap;
-use crate::link::{FlowId, FlowSpec, Links, Path};
+use crate::link::{FlowId, FlowSpec, LinkId, Links, Path};
 use crate::memory::Memory;
 use crate::setup::Answer;
 use crate::store::Store;
@@ -30,8 +30,10 @@ pub struct Fabric {
     pub memory: Option<Memory>,
     /// Pushes that went well.
     pub transfers: Vec<Transfer>,
-    /// Length of each request's prompt as the client sent it.
-    pub prompts: Vec<u32>,
+    /// The text of each request.
+    pub texts: Vec<Text>,
+    /// A disk has a new job since this was last looked at.
+    pub(crate) has_disk_jobs: bool,
     pub(crate) answer: Answer,
     pub(crate) wires: Vec<WireEnd>,
     flows: BTreeMap<FlowId, Place>,
@@ -55,6 +57,10 @@ pub enum Mark {
     RouterTick,
     /// The next arrival of a load is due.
     Arrival,
+    /// Workers tell the router how busy they are.
+    Report,
+    /// The run ends here.
+    Stop,
     /// A line of the script.
     Script {
         /// Which.
@@ -87,6 +93,15 @@ pub struct Place {
     pub epoch: Epoch,
     /// The operation's number.
     pub seq: u64,
+}
+
+/// Where the answer to a request begins, and what it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Text {
+    /// Length of the prompt as the client sent it.
+    pub prompt: u32,
+    /// For [`Answer`].
+    pub seed: u64,
 }
 
 /// A push that went well.
@@ -149,7 +164,8 @@ impl Fabric {
             lives: Vec::new(),
             memory: None,
             transfers: Vec::new(),
-            prompts: Vec::new(),
+            texts: Vec::new(),
+            has_disk_jobs: false,
             answer,
             wires: Vec::new(),
             flows: BTreeMap::new(),
@@ -193,15 +209,20 @@ impl Fabric {
     pub(super) fn way(&self, from: u32, to: u32) -> (Path, LinkCost) {
         let (source, sink) = (&self.wires[from as usize], &self.wires[to as usize]);
         let (out, into) = if source.host == sink.host { (&source.near, &sink.near) } else { (&source.far, &sink.far) };
-        let links: Vec<_> = out.out.iter().chain(into.into.iter()).collect();
+        let mut links: Vec<LinkId> = out.out.iter().collect();
+        for link in into.into.iter() {
+            if !links.contains(&link) {
+                links.push(link);
+            }
+        }
         (Path::new(&links), out.cost)
     }
 
     /// The token at `position` of a request's sequence.
     #[inline]
     pub(super) fn answer(&self, request: RequestId, position: u32) -> Token {
-        let prompt = self.prompts.get(request.0 as usize).copied().unwrap_or(0);
-        (self.answer)(request, position.saturating_sub(prompt))
+        let text = self.texts.get(request.0 as usize).copied().unwrap_or_default();
+        (self.answer)(text.seed, position.saturating_sub(text.prompt))
     }
 }
 

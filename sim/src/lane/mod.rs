@@ -34,7 +34,8 @@ use pd_core::time::Instant;
 
 use self::compute::{Compute, Pass};
 use self::copy::{Copies, Copy};
-pub use self::fabric::{Fabric, Mark, Place, Transfer};
+pub use self::fabric::{Depot, Fabric, Letter, Mark, Place, Text, Transfer};
+pub(crate) use self::fabric::{Way, WireEnd};
 use self::storage::StorageJob;
 use self::wire::Pushing;
 use crate::link::Path;

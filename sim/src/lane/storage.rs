@@ -117,6 +117,7 @@ impl Lanes {
                     job.stage = Stage::Syncing(depot.store.mark());
                     let sync = depot.disk.fsync(now);
                     depot.jobs.insert(sync, place);
+                    fabric.has_disk_jobs = true;
                     return;
                 }
             },
@@ -141,6 +142,7 @@ impl Lanes {
                 if count > 0 {
                     let read = depot.disk.read(now, u64::from(count) * page_bytes, count);
                     depot.jobs.insert(read, place);
+                    fabric.has_disk_jobs = true;
                     return;
                 }
                 depot.query_ns
@@ -154,6 +156,7 @@ impl Lanes {
                 if count > 0 {
                     let write = depot.disk.write(now, u64::from(count) * page_bytes, count);
                     depot.jobs.insert(write, place);
+                    fabric.has_disk_jobs = true;
                     return;
                 }
                 depot.query_ns
