@@ -194,6 +194,10 @@ pub trait Source: std::fmt::Debug {
     fn take(&mut self) -> Arrival;
     /// A request of this source has ended; more may arrive because of it.
     fn finished(&mut self, now: Instant, ordinal: u64, output_tokens: u32);
+    /// How many requests there will be, as far as is known; 0 if it is not.
+    fn total(&self) -> u64 {
+        0
+    }
 }
 
 /// One request as a source makes it.

@@ -120,7 +120,7 @@ pub struct Transfer {
     /// When the source asked for it.
     pub issued: Instant,
     /// When its first flow began.
-    pub begun: Instant,
+    pub started: Instant,
     /// When its last byte had landed.
     pub ended: Instant,
 }

@@ -135,7 +135,7 @@ impl Lanes {
             pages: pushing.push.pages.len() as u32,
             bytes: pushing.push.pages.len() as u64 * page_bytes,
             issued: pushing.issued,
-            begun: pushing.begun.expect("a push that ends has begun"),
+            started: pushing.begun.expect("a push that ends has begun"),
             ended: now,
         });
         self.finish(now, seq, Outcome::Moved, fabric);

@@ -12,7 +12,7 @@ use pd_core::op::{Input, Leg, Prompt, Submit};
 use pd_core::router::{Ask, Route, RouteFault, RouterInput, RouterOutput};
 use pd_core::time::Instant;
 
-use super::World;
+use super::WorldOf;
 use crate::lane::{Mark, Text};
 use crate::node::Serve;
 use crate::record::{End, Record};
@@ -90,6 +90,13 @@ impl Clients {
         self.live_count == 0 && self.next_arrival().is_none()
     }
 
+    /// Requests that have ended, and requests that are known of.
+    pub(super) fn progress(&self) -> (u64, u64) {
+        let arrived = self.records.len() as u64;
+        let known = self.sources.iter().map(|source| source.total()).sum::<u64>();
+        (arrived - u64::from(self.live_count), known.max(arrived))
+    }
+
     /// True once after requests have ended.
     pub(super) fn has_ended(&mut self) -> bool {
         std::mem::take(&mut self.has_ended)
@@ -102,7 +109,13 @@ impl Clients {
 
     /// Takes note of what a worker says; returns what the router must know.
     #[inline]
-    pub(super) fn on_event(&mut self, now: Instant, node: u32, request: RequestId, event: Event) -> Option<RouterInput> {
+    pub(super) fn on_event(
+        &mut self,
+        now: Instant,
+        node: u32,
+        request: RequestId,
+        event: Event,
+    ) -> Option<RouterInput> {
         let index = request.0 as usize;
         if let Event::Token(_) = event {
             if !self.called_back.is_empty() && self.called_back.contains(&(request, node)) {
@@ -334,7 +347,7 @@ impl Live {
     }
 }
 
-impl<M: Serve> World<M> {
+impl<M: Serve> WorldOf<M> {
     /// The next arrivals are due.
     pub(super) fn arrive(&mut self) {
         if self.clients.arrival_at != Some(self.now) {

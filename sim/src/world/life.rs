@@ -1,18 +1,18 @@
 //! Lives of workers and the script: starts, restarts, crashes, and what happens to stores, links and operators' orders.
 
+use pd_core::config::Mode;
 use pd_core::id::{Epoch, PageKey, WorkerId};
 use pd_core::op::Input;
 use pd_core::router::{Member, RouterInput};
-use pd_core::config::Mode;
 use pd_core::time::nanos;
 
-use super::World;
+use super::WorldOf;
 use crate::lane::Mark;
 use crate::link::LinkId;
 use crate::node::Serve;
 use crate::setup::{Action, Change, PagesOf};
 
-impl<M: Serve> World<M> {
+impl<M: Serve> WorldOf<M> {
     /// A worker begins a life; its peers and the router hear of it, and it of them.
     pub(super) fn start(&mut self, index: u32) {
         let node = &mut self.nodes[index as usize];
@@ -124,7 +124,8 @@ impl<M: Serve> World<M> {
     /// Those that a worker exchanges KV with.
     fn peers(&self, index: u32) -> Vec<u32> {
         let mode = self.nodes[index as usize].config.mode;
-        let is_pair = |other: Mode| matches!((mode, other), (Mode::Prefill, Mode::Decode) | (Mode::Decode, Mode::Prefill));
+        let is_pair =
+            |other: Mode| matches!((mode, other), (Mode::Prefill, Mode::Decode) | (Mode::Decode, Mode::Prefill));
         (0..self.nodes.len() as u32).filter(|other| is_pair(self.nodes[*other as usize].config.mode)).collect()
     }
 

@@ -36,7 +36,7 @@ use crate::store::Store;
 
 /// A deployment and its clients.
 #[derive(Debug)]
-pub struct World<M: Serve> {
+pub struct WorldOf<M: Serve> {
     now: Instant,
     events: u64,
     nodes: Vec<Node<M>>,
@@ -67,7 +67,7 @@ struct RouterNode {
     tick_at: Option<Instant>,
 }
 
-impl<M: Serve> World<M> {
+impl<M: Serve> WorldOf<M> {
     /// Puts everything in place; time has not begun.
     ///
     /// # Panics
@@ -107,14 +107,7 @@ impl<M: Serve> World<M> {
             };
             fabric.wires.push(WireEnd { host: worker.host, near, far });
             fabric.lives.push(None);
-            nodes.push(Node::new(
-                worker.config,
-                worker.cost,
-                spec,
-                worker.control_latency_ns,
-                count,
-                setup.journal,
-            ));
+            nodes.push(Node::new(worker.config, worker.cost, spec, worker.control_latency_ns, count, setup.journal));
         }
         let router = setup.router.map(|(config, cost)| RouterNode {
             pump: Pump::new(Router::new(config, cost).expect("the router's configuration is in range"), NoTap),
@@ -146,9 +139,21 @@ impl<M: Serve> World<M> {
 
     /// Runs until all requests have ended (and for the time of lingering), or `until`.
     #[must_use]
-    pub fn run(mut self) -> Outcome {
+    pub fn run(&mut self) -> Outcome {
+        self.run_with(&mut |_, _, _| {})
+    }
+
+    /// Like [`run`](Self::run), and tells from time to time how many requests have ended, of how many that are known,
+    /// and what time it is in there.
+    #[must_use]
+    pub fn run_with(&mut self, progress: &mut dyn FnMut(u64, u64, Instant)) -> Outcome {
         self.begin();
-        while self.turn() {}
+        while self.turn() {
+            if self.events.is_multiple_of(EVENTS_PER_REPORT) {
+                let (ended, known) = self.clients.progress();
+                progress(ended, known, self.now);
+            }
+        }
         self.finish()
     }
 
@@ -212,9 +217,11 @@ impl<M: Serve> World<M> {
 
     /// Ends the run and adds up.
     #[must_use]
-    pub fn finish(self) -> Outcome {
-        let Self { now, nodes, fabric, clients, mut violations, .. } = self;
-        let workers: Vec<_> = nodes.into_iter().map(Node::into_record).collect();
+    pub fn finish(&mut self) -> Outcome {
+        let workers: Vec<_> = std::mem::take(&mut self.nodes).into_iter().map(Node::into_record).collect();
+        let mut violations = std::mem::take(&mut self.violations);
+        let Self { now, fabric, clients, .. } = self;
+        let now = *now;
         if let Some(memory) = &fabric.memory {
             violations.extend_from_slice(memory.violations());
         }
@@ -226,16 +233,17 @@ impl<M: Serve> World<M> {
             objects: depot.store.count(),
             bytes: depot.store.bytes(),
         });
+        let stores = stores.collect();
         Outcome {
             ended: now,
             events: self.events,
             hash: Outcome::fold(&workers, &clients.records, &violations, now),
-            requests: clients.records,
-            itl: clients.itl,
+            requests: std::mem::take(&mut clients.records),
+            itl: std::mem::take(&mut clients.itl),
             workers,
-            router: self.router.map(|router| router.pump.machine.metrics().clone()),
-            stores: stores.collect(),
-            transfers: fabric.transfers,
+            router: self.router.as_ref().map(|router| router.pump.machine.metrics().clone()),
+            stores,
+            transfers: std::mem::take(&mut fabric.transfers),
             links,
             violations,
             lost_letters: self.lost_letters,
@@ -411,5 +419,7 @@ fn path(fabric: &mut Fabric, names: &mut Vec<String>, links: &[LinkSetup]) -> Pa
     Path::new(&ids)
 }
 
+/// Events between two calls of a progress report.
+const EVENTS_PER_REPORT: u64 = 65_536;
 /// Ticks in a row at one instant beyond which a machine counts as stuck.
 const TICKS_MAX: u32 = 1_000_000;
