@@ -284,13 +284,13 @@ impl Default for KvConfig {
             storage_link: LinkCost {
                 request_ns: 100_000,
                 descriptor_ps: 0,
-                bytes_per_second: rate(7_000_000_000),
+                bytes_per_second: NonZeroU64::new(7_000_000_000).expect("not 0"),
                 latency_ns: 0,
             },
             host_link: LinkCost {
                 request_ns: 10_000,
                 descriptor_ps: 0,
-                bytes_per_second: rate(50_000_000_000),
+                bytes_per_second: NonZeroU64::new(50_000_000_000).expect("not 0"),
                 latency_ns: 0,
             },
             fetch_by_cost: true,
@@ -387,8 +387,4 @@ impl WorkerConfig {
         )?;
         range(self.transfer.heartbeat_failures_max > 0, "heartbeat_failures_max", 0, "more than 0")
     }
-}
-
-const fn rate(bytes_per_second: u64) -> NonZeroU64 {
-    NonZeroU64::new(bytes_per_second).expect("a default rate is not zero")
 }

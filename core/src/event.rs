@@ -166,10 +166,6 @@ pub enum MissReason {
     Recompute,
     /// L2 holds it, but it is less than the load-back minimum.
     LoadBackMinimum,
-    /// L2 holds it, but no device page could be freed to receive it.
-    DeviceMemory,
-    /// No L3 is attached, and L1 and L2 do not hold it.
-    NoStorage,
     /// The page was dropped from L1 and L2 for want of room.
     Evicted,
 }
@@ -177,7 +173,7 @@ pub enum MissReason {
 codec!(enum MissReason {
     0 = PartialPage, 1 = LastToken, 2 = NothingStored, 3 = Hole { page }, 4 = TooShort { threshold }, 5 = Revoked,
     6 = Timeout, 7 = HostMemory, 8 = Capacity, 9 = Checksum, 10 = Namespace, 11 = StorageFailed, 12 = Vanished,
-    13 = Recompute, 14 = LoadBackMinimum, 15 = DeviceMemory, 16 = NoStorage, 17 = Evicted,
+    13 = Recompute, 14 = LoadBackMinimum, 15 = Evicted,
 });
 
 impl MissReason {
@@ -200,8 +196,6 @@ impl MissReason {
             Self::Vanished => "vanished",
             Self::Recompute => "recompute",
             Self::LoadBackMinimum => "load_back_minimum",
-            Self::DeviceMemory => "device_memory",
-            Self::NoStorage => "no_storage",
             Self::Evicted => "evicted",
         }
     }

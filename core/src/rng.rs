@@ -52,6 +52,7 @@ impl Rng {
     }
 
     /// A uniform 64-bit value.
+    #[expect(clippy::should_implement_trait, reason = "a generator has no end, and is not iterated")]
     pub fn next(&mut self) -> u64 {
         self.0.next_u64()
     }

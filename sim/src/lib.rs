@@ -10,6 +10,8 @@ pub mod link;
 pub mod memory;
 pub mod node;
 pub mod record;
+pub mod report;
+pub mod scenario;
 pub mod setup;
 pub mod stats;
 pub mod store;

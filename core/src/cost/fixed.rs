@@ -63,7 +63,8 @@ impl Rate {
     #[must_use]
     pub fn per_second(units: u128, efficiency_per_mille: u64) -> Self {
         let effective = units.saturating_mul(u128::from(efficiency_per_mille));
-        Self(if effective == 0 { u64::MAX } else { saturate(((PS_PER_SECOND * 1_000) << RATE_BITS) / effective) })
+        let ps = ((PS_PER_SECOND * 1_000) << RATE_BITS).checked_div(effective);
+        Self(ps.map_or(u64::MAX, saturate))
     }
 
     /// Picoseconds for `units`, rounded down.
@@ -99,7 +100,6 @@ pub fn ns_of_ps(ps: u64) -> u64 {
 fn between(points: &[u64; 257], fraction: u64) -> u64 {
     let index = (fraction >> 24).min(255);
     let rest = fraction - (index << 24);
-    #[expect(clippy::cast_possible_truncation, reason = "at most 255")]
     let index = index as usize;
     points[index] + (((points[index + 1] - points[index]) * rest) >> 24)
 }
@@ -151,10 +151,7 @@ const EXP2: [u64; 257] = {
             root = (root << 60).isqrt();
             bit >>= 1;
         }
-        #[expect(clippy::cast_possible_truncation, reason = "at most 2 in 32.32")]
-        {
-            points[i] = ((value + (1 << 27)) >> 28) as u64;
-        }
+        points[i] = ((value + (1 << 27)) >> 28) as u64;
         i += 1;
     }
     points

@@ -1,7 +1,7 @@
 //! Everything of a step that depends only on how many tokens it has: projections, output head, small kernels,
 //! all-reduce, sampling.
 //!
-//! Owns these formulas and evaluates them once, into two [`Curve`]s over tokens and rows; the step then reads them.
+//! Owns these formulas and evaluates them once, into two `Curve`s over tokens and rows; the step then reads them.
 //!
 //! With M tokens, R rows of logits, and sizes of one rank:
 //!

@@ -331,7 +331,7 @@ impl CostError {
     }
 
     fn divisible(field: &'static str, value: u32, divisor: &'static str, by: u32) -> Result<(), Self> {
-        if by > 0 && value % by == 0 { Ok(()) } else { Err(Self::NotDivisible { field, value, divisor, by }) }
+        if by > 0 && value.is_multiple_of(by) { Ok(()) } else { Err(Self::NotDivisible { field, value, divisor, by }) }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Tables of times and the lines between their points.
 //!
-//! Owns interpolation: [`Curve`] is a precomputed function of a token count that the hot path reads, [`Tables`] are
+//! Owns interpolation: `Curve` is a precomputed function of a token count that the hot path reads, [`Tables`] are
 //! measured points of a file. Knows nothing of what the times mean.
 //!
-//! 1. A [`Curve`] never decreases.
+//! 1. A `Curve` never decreases.
 //! 2. Below the first point a table is constant; beyond the last it goes on as straight as it ended.
 
 use alloc::string::String;
@@ -73,7 +73,7 @@ impl Tables {
 impl Grid {
     /// Picoseconds at a point; both coordinates are multiplied by [`Grid::STEPS`] so that means keep their fraction.
     #[must_use]
-    pub fn ps(&self, row_steps: u64, column_steps: u64) -> u64 {
+    pub(super) fn ps(&self, row_steps: u64, column_steps: u64) -> u64 {
         let (row, down, height) = cell(&self.rows, row_steps);
         let first = line(&self.columns, &self.ns[row], column_steps);
         if down == 0 {
@@ -109,7 +109,7 @@ impl Grid {
 
 /// Picoseconds of a measured list of `[count, ns]` at a count.
 #[must_use]
-pub fn ps_of_points(points: &[[u64; 2]], count: u64) -> u64 {
+pub(super) fn ps_of_points(points: &[[u64; 2]], count: u64) -> u64 {
     let last = points.len() - 1;
     let index = points.partition_point(|point| point[0] <= count).saturating_sub(1).min(last.saturating_sub(1));
     let [x, y] = points[index];
@@ -136,7 +136,6 @@ impl Curve {
 
     /// Picoseconds at a count.
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "indexes below POINTS")]
     pub(super) fn ps(&self, count: u64) -> u64 {
         if count < EXACT {
             return self.0[count as usize];
@@ -175,7 +174,7 @@ fn share(of: u64, part: u64, whole: u64) -> u64 {
     saturate(u128::from(of) * u128::from(part) / u128::from(whole))
 }
 
-/// The count of a point of a [`Curve`].
+/// The count of a point of a `Curve`.
 fn count_at(index: u64) -> u64 {
     if index < EXACT {
         return index;
@@ -185,16 +184,15 @@ fn count_at(index: u64) -> u64 {
     (EXACT << octave) + (step << (octave + 2))
 }
 
-/// The point of a [`Curve`] at or below a count of at least [`EXACT`].
+/// The point of a `Curve` at or below a count of at least [`EXACT`].
 fn index_of(count: u64) -> u64 {
     let octave = u64::from(count.ilog2()) - u64::from(EXACT.ilog2());
     EXACT + (octave << OCTAVE_BITS) + ((count - (EXACT << octave)) >> (octave + 2))
 }
 
-/// A step has fewer tokens than this; [`Curve`] is level beyond.
+/// A step has fewer tokens than this; `Curve` is level beyond.
 pub const COUNT_MAX: u64 = 1 << 22;
 const EXACT: u64 = 256;
 const OCTAVE_BITS: u32 = 6;
-#[expect(clippy::cast_possible_truncation, reason = "about a thousand")]
 const POINTS: usize = (EXACT + ((COUNT_MAX.ilog2() - EXACT.ilog2()) << OCTAVE_BITS) as u64 + 1) as usize;
 const AXIS_MAX: u64 = 1 << 40;

@@ -20,7 +20,8 @@ pub struct Lease {
     pub(super) request: RequestId,
     /// Device pages in the order of the sequence.
     pub(super) table: Vec<GpuPage>,
-    /// For each page of the table the tree's page that it belongs to, or `NONE` for pages of the sequence's own.
+    /// For each published page the tree's page, pinned by this lease. The tree may hold another copy than the table
+    /// (two sequences computed the same page): then the table's is the sequence's own.
     pub(super) entries: Vec<u32>,
     /// Full pages that have been offered to the tree.
     pub(super) published: u32,
@@ -29,9 +30,6 @@ pub struct Lease {
     /// Commands that fill some of the cached pages; a forward names them in `after`.
     pub(super) loading: Vec<OpId>,
 }
-
-/// In [`Lease::entries`]: not a page of the tree.
-pub(super) const NONE: u32 = u32::MAX;
 
 impl Lease {
     /// Whose.

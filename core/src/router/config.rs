@@ -109,7 +109,7 @@ impl Default for RouterConfig {
             link: LinkCost {
                 request_ns: 100_000,
                 descriptor_ps: 1_000_000,
-                bytes_per_second: rate(45_000_000_000),
+                bytes_per_second: NonZeroU64::new(45_000_000_000).expect("not 0"),
                 latency_ns: 10_000,
             },
             cache_threshold_per_mille: 300,
@@ -189,9 +189,12 @@ impl RouterConfig {
     }
 }
 
+impl RouterConfig {
+    /// True if what decode workers hold has a say, so that the index must remember it.
+    pub(super) fn asks_for_decode_cache(&self) -> bool {
+        self.policy == Policy::AppendAware || self.decode_policy == Policy::CacheAware
+    }
+}
+
 /// Lives of routers that rooms can tell apart.
 const EPOCHS_MAX: u32 = 1 << 23;
-
-const fn rate(bytes_per_second: u64) -> NonZeroU64 {
-    NonZeroU64::new(bytes_per_second).expect("a default rate is not zero")
-}

@@ -33,6 +33,7 @@ use crate::time::Instant;
 mod append;
 mod config;
 mod health;
+mod holders;
 mod load;
 mod metrics;
 mod place;

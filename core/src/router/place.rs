@@ -177,7 +177,12 @@ fn by_cost(role: Role, candidates: &[Candidate], estimate: &mut Estimate<'_>) ->
         let queue = estimate.queue_ns(role, &candidate.load);
         let score = if cause == Cause::LeastCost {
             let queue = u128::from(queue) * u128::from(config.load_weight_per_mille) / 1000;
-            u128::from(estimate.suffix_ns(role, candidate.cached)) + queue
+            // Without regard to load, the longest prefix is meant literally.
+            let suffix = match config.load_weight_per_mille {
+                0 => u64::from(estimate.fresh(candidate.cached)),
+                _ => estimate.suffix_ns(role, candidate.cached),
+            };
+            u128::from(suffix) + queue
         } else {
             u128::from(queue)
         };

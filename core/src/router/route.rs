@@ -79,7 +79,10 @@ impl Router {
             let worker = self.worker_mut(leg.worker);
             worker.load.add(&leg.load);
             let slot = worker.slot;
-            self.index.note(slot, &live.ask.keys);
+            // What a decode worker holds is of use only where somebody asks.
+            if role == Role::Prefill || placed.prefill.is_none() || self.config.asks_for_decode_cache() {
+                self.index.note(slot, &live.ask.keys);
+            }
             self.health.on_route(leg.worker, role, request);
         }
         self.metrics.routed += 1;

@@ -206,7 +206,8 @@ pub struct Reason {
     pub last_resort: bool,
     /// Tokens of the prompt that the computing worker probably holds (its L).
     pub cached: u32,
-    /// Tokens of the prompt that the decode worker probably holds and need not be sent.
+    /// Tokens of the prompt that the decode worker probably holds and need not be sent; only what its events told, if
+    /// the policies do not ask.
     pub decode_cached: u32,
     /// Estimated time until the prompt's KV is at the decode worker, queue and transfer included.
     pub ready_ns: u64,

@@ -1,0 +1,103 @@
+//! Scan, attach, detach, clear: all of them work under load.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::{HiCache, Move, Storage, Stored};
+use crate::config::StorageMode;
+use crate::cx::{Cx, Owner};
+use crate::kv::tiers::Tiers;
+use crate::op::{Command, Outcome};
+use crate::radix::PageId;
+
+/// Pause before a failed scan is tried again.
+const SCAN_RETRY: Duration = Duration::from_secs(1);
+
+impl HiCache {
+    pub(super) fn settle_scan(&mut self, cx: &mut Cx<'_>) {
+        let Storage::Scanning { next, asked: false } = self.storage else { return };
+        if cx.now < self.scan_not_before {
+            return;
+        }
+        let op = cx.start(Owner::Kv, Vec::new(), Command::Scan { after: next });
+        self.moves.insert(op, Move::Scan);
+        self.storage_ops += 1;
+        self.storage = Storage::Scanning { next, asked: true };
+    }
+
+    pub(super) fn scanned(&mut self, cx: &mut Cx<'_>, tiers: &mut Tiers, outcome: Outcome) {
+        self.storage_ops -= 1;
+        let Storage::Scanning { next: asked_after, .. } = self.storage else { return };
+        match outcome {
+            Outcome::Scanned { keys, next, foreign, torn } => {
+                self.index.foreign += u64::from(foreign);
+                self.index.torn += u64::from(torn);
+                for key in keys {
+                    if self.index.get(key).is_none() {
+                        self.index.set(key, Stored::Present, (0, 0));
+                    }
+                }
+                match next {
+                    // A store that does not move on would be asked for ever.
+                    Some(key) if Some(key) > asked_after => {
+                        self.storage = Storage::Scanning { next: Some(key), asked: false };
+                    }
+                    Some(_) | None => {
+                        self.storage = Storage::On;
+                        cx.mark("hicache.scanned");
+                        self.evaluate_all(cx, tiers);
+                    }
+                }
+            }
+            Outcome::Moved | Outcome::Partly(_) | Outcome::Sampled(_) | Outcome::Found(_) | Outcome::Failed(_) => {
+                cx.mark("hicache.scan_failed");
+                self.storage = Storage::Scanning { next: asked_after, asked: false };
+                self.scan_not_before = cx.now + SCAN_RETRY;
+            }
+        }
+    }
+
+    pub(crate) fn attach(&mut self, tiers: &mut Tiers) {
+        if self.has_storage() || self.config.storage == StorageMode::None {
+            return;
+        }
+        self.index.clear();
+        self.storage = match self.config.storage {
+            StorageMode::Shared => Storage::On,
+            StorageMode::Private | StorageMode::None => Storage::Scanning { next: None, asked: false },
+        };
+        // Pages have their keys already; those in L2 go down, parents first.
+        let mut pages: Vec<PageId> = tiers.radix.iter().collect();
+        pages.sort_by_key(|&page| (tiers.radix.depth(page), page));
+        for page in pages {
+            if tiers.radix.get(page).readable_host().is_some() {
+                self.queue_persist(tiers, page);
+            }
+        }
+    }
+
+    pub(crate) fn detach(&mut self, tiers: &mut Tiers) {
+        self.detach_waiting(tiers);
+        self.storage = Storage::Off;
+        for (page, key) in core::mem::take(&mut self.persist_queue) {
+            if tiers.radix.contains(page) && tiers.radix.key(page) == key {
+                tiers.radix.get_mut(page).persist_queued = false;
+            }
+        }
+        self.retries.clear();
+        self.failed.clear();
+        self.index.clear();
+    }
+
+    pub(crate) fn clear(&mut self, cx: &mut Cx<'_>) {
+        if !self.has_storage() {
+            return;
+        }
+        self.index.clear();
+        self.retries.clear();
+        self.failed.clear();
+        let op = cx.start(Owner::Kv, Vec::new(), Command::Wipe);
+        self.moves.insert(op, Move::Wipe);
+        self.storage_ops += 1;
+    }
+}

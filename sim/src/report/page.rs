@@ -1,0 +1,212 @@
+//! The page that `pd sim` prints.
+
+use std::fmt::Write;
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, Table};
+
+use super::{Hits, Latencies, REQUESTS_LISTED_MAX, milliseconds, totals, what_limits};
+use crate::record::{End, Outcome, Record};
+use crate::scenario::expect::{Broken, Values};
+use crate::stats::Summary;
+
+/// The report of one run for a person.
+#[must_use]
+pub fn page(name: &str, about: &str, outcome: &Outcome, values: &Values, broken: &[Broken]) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "\n{name}\n{}", "=".repeat(name.chars().count()));
+    for line in about.trim().lines() {
+        let _ = writeln!(out, "{}", line.trim());
+    }
+    let _ = writeln!(out);
+    if outcome.requests.len() <= REQUESTS_LISTED_MAX {
+        let _ = writeln!(out, "{}\n", requests(outcome));
+    }
+    if outcome.requests.len() > REQUESTS_LISTED_MAX || outcome.requests.len() > 4 {
+        let _ = writeln!(out, "{}\n", latencies(outcome));
+    }
+    for (label, text) in summary(outcome, values) {
+        let _ = writeln!(out, "{label:<12} {text}");
+    }
+    for violation in outcome.violations.iter().take(5) {
+        let _ = writeln!(
+            out,
+            "VIOLATION    {} worker {} page {}: {}",
+            violation.at, violation.worker, violation.page, violation.what
+        );
+    }
+    for broken in broken {
+        let _ = writeln!(out, "GATE BROKEN  {}   found: {}", broken.gate, broken.found);
+    }
+    out
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(NOTHING);
+    table.set_header(header);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn latencies(outcome: &Outcome) -> Table {
+    let latencies = Latencies::of(outcome);
+    let mut table = table(&["ms", "mean", "p50", "p90", "p99", "max"]);
+    let mut row = |name: &str, summary: Option<Summary>| {
+        let Some(summary) = summary else { return };
+        let ms = |ns: f64| format!("{:.2}", milliseconds(ns));
+        table.add_row(vec![
+            name.to_owned(),
+            ms(summary.mean),
+            ms(summary.p50 as f64),
+            ms(summary.p90 as f64),
+            ms(summary.p99 as f64),
+            ms(summary.max as f64),
+        ]);
+    };
+    row("TTFT", latencies.ttft);
+    row("ITL", latencies.itl);
+    row("TPOT", latencies.tpot);
+    row("E2E", latencies.e2e);
+    row("queue", latencies.queue);
+    table
+}
+
+fn requests(outcome: &Outcome) -> Table {
+    let mut table = table(&["request", "at", "prompt", "L1", "L2", "L3", "computed", "TTFT ms", "tokens", "end", "why not cached"]);
+    if let Some(column) = table.column_mut(10) {
+        column.set_cell_alignment(CellAlignment::Left);
+    }
+    for (ordinal, record) in outcome.requests.iter().enumerate() {
+        let served = record.served.as_deref().or(record.sink_served.as_deref());
+        let part = |part: fn(&pd_core::event::Served) -> u32| served.map_or_else(String::new, |one| part(one).to_string());
+        table.add_row(vec![
+            ordinal.to_string(),
+            format!("{:.1}s", record.arrival.0 as f64 / 1e9),
+            record.prompt_tokens.to_string(),
+            part(|served| served.device),
+            part(|served| served.host),
+            part(|served| served.storage),
+            part(|served| served.misses.iter().map(|miss| miss.tokens).sum()),
+            record.ttft_ns().map_or_else(String::new, |ns| format!("{:.1}", milliseconds(ns as f64))),
+            record.tokens.to_string(),
+            end(record),
+            reasons(record),
+        ]);
+    }
+    table
+}
+
+fn end(record: &Record) -> String {
+    match record.end {
+        None => "unfinished".to_owned(),
+        Some(End::Finished(finish)) => super::word(&format!("{finish:?}")),
+        Some(End::Refused(refusal)) => super::word(&format!("{refusal:?}")),
+        Some(End::NotRouted(refusal)) => super::word(&format!("{refusal:?}")),
+    }
+}
+
+fn reasons(record: &Record) -> String {
+    use pd_core::event::MissReason;
+    let Some(served) = &record.served else { return String::new() };
+    let texts: Vec<String> = served
+        .misses
+        .iter()
+        .map(|miss| match miss.reason {
+            MissReason::Hole { page } => format!("{} behind a hole at page {page}", miss.tokens),
+            MissReason::TooShort { threshold } => format!("{} too_short (< {threshold} to fetch)", miss.tokens),
+            reason => format!("{} {}", miss.tokens, reason.name()),
+        })
+        .collect();
+    texts.join(", ")
+}
+
+fn summary(outcome: &Outcome, values: &Values) -> Vec<(&'static str, String)> {
+    let value = |name: &str| values.get(name).copied().unwrap_or(0.0);
+    let hits = Hits::of(outcome);
+    let share = |tokens: u64| 100.0 * tokens as f64 / (hits.prompt as f64).max(1.0);
+    let mut lines = vec![
+        (
+            "requests",
+            format!(
+                "{} arrived, {} finished, {} refused, {} failed, {} unfinished; {:.2}/s over {:.1} s",
+                value("requests.arrived"),
+                value("requests.finished"),
+                value("requests.refused"),
+                value("requests.failed"),
+                value("requests.unfinished"),
+                value("throughput.requests_per_second"),
+                value("run.seconds"),
+            ),
+        ),
+        (
+            "tokens",
+            format!(
+                "{} in ({:.0}/s), {} out ({:.0}/s)",
+                value("tokens.input"),
+                value("throughput.input_tokens_per_second"),
+                value("tokens.output"),
+                value("throughput.output_tokens_per_second"),
+            ),
+        ),
+        (
+            "cache",
+            format!(
+                "{:.2} % of {} prompt tokens: L1 {:.2} %, L2 {:.2} %, L3 {:.2} %",
+                share(hits.cached()),
+                hits.prompt,
+                share(hits.device),
+                share(hits.host),
+                share(hits.storage),
+            ),
+        ),
+    ];
+    let mut misses: Vec<(f64, &str)> = values
+        .iter()
+        .filter_map(|(name, tokens)| Some((*tokens, name.strip_prefix("misses.")?)))
+        .collect();
+    misses.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
+    if !misses.is_empty() {
+        let texts: Vec<String> = misses.iter().map(|(tokens, reason)| format!("{reason} {tokens}")).collect();
+        lines.push(("misses", texts.join(", ")));
+    }
+    let counters = totals(outcome);
+    let moved = counters.backup_pages + counters.load_back_pages + counters.persist_pages + counters.prefetch_pages;
+    if moved > 0 {
+        lines.push((
+            "tiers",
+            format!(
+                "pages backed up {}, persisted {}, prefetched {}, loaded back {}; dropped from L1 {}, from L2 {}",
+                counters.backup_pages,
+                counters.persist_pages,
+                counters.prefetch_pages,
+                counters.load_back_pages,
+                counters.device_evicted_pages,
+                counters.host_evicted_pages,
+            ),
+        ));
+    }
+    if !outcome.transfers.is_empty() {
+        let bytes = value("transfers.bytes");
+        let wire: f64 = outcome.transfers.iter().map(|transfer| transfer.ended.ns_since(transfer.started) as f64).sum();
+        lines.push((
+            "hand-offs",
+            format!(
+                "{} done, {} failed, {} retried; {} pushes of {:.2} GB, mean {:.2} ms each",
+                counters.handoffs_received,
+                counters.handoffs_failed,
+                counters.handoff_retries,
+                outcome.transfers.len(),
+                bytes / 1e9,
+                milliseconds(wire / outcome.transfers.len() as f64),
+            ),
+        ));
+    }
+    let limits: Vec<String> =
+        what_limits(outcome).iter().take(3).map(|(busy, what)| format!("{what} {busy:.1} % busy")).collect();
+    lines.push(("limits", limits.join(", ")));
+    lines.push(("hash", format!("{:016x}  ({} events)", outcome.hash, outcome.events)));
+    lines
+}

@@ -1,0 +1,493 @@
+//! From the keys of a scenario to a world.
+
+use std::num::NonZeroU64;
+use std::path::Path;
+use std::time::Duration;
+
+use pd_core::config::{KvConfig, SchedConfig, StorageMode, TransferConfig, WorkerConfig};
+use pd_core::cost::{Cost, LinkCost, Model};
+use pd_core::event::Control;
+use pd_core::id::{Epoch, PageKey, RequestId, WorkerId};
+use pd_core::key::Namespace;
+use pd_core::message::Layout;
+use pd_core::router::RouterConfig;
+use pd_core::time::{Instant, nanos};
+
+use super::schema::{Event, File, Network, Service, Storage, What, Worker};
+use crate::disk::DiskSpec;
+use crate::hardware::{Library, LoadError};
+use crate::setup::{Action, Change, LinkSetup, PagesOf, PathSetup, Setup, StepCost, StoreSetup, WireSetup, WorkerSetup};
+
+/// What is wrong with a scenario, and the key that says it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problem {
+    /// In words.
+    pub message: String,
+    /// The key to point at.
+    pub key: Option<&'static str>,
+}
+
+impl Problem {
+    fn at(key: &'static str, message: impl Into<String>) -> Self {
+        Self { message: message.into(), key: Some(key) }
+    }
+}
+
+/// A bandwidth that never limits.
+const UNLIMITED: u64 = 1 << 60;
+/// After the last request: time for writes to reach L3.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// Makes a world.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
+    let root = if folder.join("hw").is_dir() { folder.to_path_buf() } else { Path::new("scenarios").to_path_buf() };
+    let library = Library::new(root);
+    let model = library.model(&file.model).map_err(|error| named("model", &error))?;
+    let wires = Wires::new(&library, &file.network)?;
+    if file.worker.iter().map(|group| group.count).sum::<u32>() == 0 {
+        return Err(Problem::at("count", "there is no worker"));
+    }
+    let mut workers: Vec<WorkerSetup> = Vec::new();
+    let mut stores = Vec::new();
+    let mut machine = 0;
+    for group in &file.worker {
+        if group.per_machine == 0 {
+            return Err(Problem::at("per_machine", "per_machine is 0; it must be at least 1"));
+        }
+        let built = Group::new(&library, &model, group, &wires)?;
+        let shared = matches!(&group.hicache_storage, Some(storage) if storage.mode == StorageMode::Shared);
+        for index in 0..group.count {
+            if let Some(storage) = &group.hicache_storage
+                && (index == 0 || !shared)
+            {
+                stores.push(built.store(&library, storage, stores.len())?);
+            }
+            if index > 0 && index % group.per_machine == 0 {
+                machine += 1;
+            }
+            let id = workers.len() as u32;
+            let store = group.hicache_storage.is_some().then(|| stores.len() as u32 - 1);
+            workers.push(built.worker(file, id, machine, store, &wires));
+        }
+        machine += 1;
+    }
+    let router = router(file, &workers, &model, &wires)?;
+    let mut script = Vec::new();
+    for event in &file.event {
+        script.push((Instant::ZERO + event.at.0, action(event, &workers, stores.len(), &model, file)?));
+    }
+    script.sort_by_key(|(at, _)| *at);
+    let latency_ns = nanos(file.network.control_latency.0);
+    let prompts = super::loads::Prompts { root: workers[0].config.kv.root, page_size: workers[0].config.kv.page_size };
+    if workers.iter().any(|worker| worker.config.kv.page_size != prompts.page_size) && !file.load.is_empty() {
+        // Requests are keyed once, for the page size of the first worker; others could never find a page.
+        return Err(Problem::at("page_size", "all workers of a deployment have the same page_size"));
+    }
+    Ok(Setup {
+        seed: file.seed,
+        workers,
+        stores,
+        router,
+        router_latency_ns: latency_ns,
+        load_report: Duration::ZERO,
+        loads: super::loads::sources(&file.load, file.seed, folder, prompts)
+            .map_err(|message| Problem { message, key: Some("load") })?,
+        answer: super::loads::ANSWER,
+        script,
+        until: file.until.map(|until| Instant::ZERO + until.0),
+        linger: LINGER,
+        check: file.check,
+        journal: false,
+    })
+}
+
+fn named(key: &'static str, error: &LoadError) -> Problem {
+    Problem::at(key, error.to_string())
+}
+
+/// The links of a scenario.
+struct Wires {
+    near: LinkCost,
+    far: LinkCost,
+    host: LinkCost,
+    fabric: Option<u64>,
+    latency_ns: u64,
+}
+
+impl Wires {
+    fn new(library: &Library, network: &Network) -> Result<Self, Problem> {
+        let link = |key, name: &str| library.link(name).map(|link| link.cost()).map_err(|error| named(key, &error));
+        Ok(Self {
+            near: link("near", &network.near)?,
+            far: link("far", &network.far)?,
+            host: link("host_link", &network.host_link)?,
+            fabric: network.fabric.map(|rate| rate.0),
+            latency_ns: nanos(network.control_latency.0),
+        })
+    }
+}
+
+/// What the workers of a group have in common.
+struct Group<'a> {
+    table: &'a Worker,
+    cost: Cost,
+    model: Model,
+    kv: KvConfig,
+    ideal: bool,
+}
+
+fn kv_bytes(dtype: &str) -> Result<u32, Problem> {
+    match dtype {
+        "bf16" | "fp16" => Ok(2),
+        "fp8_e4m3" | "fp8_e5m2" => Ok(1),
+        "f32" => Ok(4),
+        other => Err(Problem::at(
+            "dtype",
+            format!("dtype \"{other}\" is unknown; it is one of bf16, fp16, fp8_e4m3, fp8_e5m2, f32"),
+        )),
+    }
+}
+
+fn per_mille(key: &'static str, share: f64, max: f64) -> Result<u64, Problem> {
+    if (0.0..=max).contains(&share) {
+        Ok((share * 1000.0).round() as u64)
+    } else {
+        Err(Problem::at(key, format!("{key} is {share}; it must be from 0 to {max}")))
+    }
+}
+
+fn cost_of(service: &Service, tokens: u64) -> Cost {
+    Cost::fixed(nanos(service.prefill.0), nanos(service.prefill_token.0), nanos(service.decode.0), tokens)
+}
+
+fn timed(bytes_per_second: u64) -> LinkCost {
+    LinkCost {
+        request_ns: 0,
+        descriptor_ps: 0,
+        bytes_per_second: NonZeroU64::new(bytes_per_second).unwrap_or(NonZeroU64::MIN),
+        latency_ns: 0,
+    }
+}
+
+impl<'a> Group<'a> {
+    fn new(library: &Library, model: &Model, table: &'a Worker, wires: &Wires) -> Result<Self, Problem> {
+        let mut model = model.clone();
+        model.kv_dtype_bytes = kv_bytes(&table.dtype)?
+            .try_into()
+            .map_err(|_| Problem::at("dtype", "the element type is too wide"))?;
+        let ideal = table.service.as_ref().is_some_and(|service| service.ideal_links);
+        let fraction = per_mille("mem_fraction_static", table.mem_fraction_static, 1.0)?;
+        let cost = match &table.service {
+            Some(service) => cost_of(service, table.max_total_tokens.map_or(1 << 30, |count| count.0)),
+            None => {
+                let hardware = library.gpu(&table.gpu).map_err(|error| named("gpu", &error))?;
+                Cost::new(&hardware, &model, table.tp).map_err(|error| {
+                    Problem::at("gpu", format!("{} on {} x {}: {error}", model.name, table.tp, table.gpu))
+                })?
+            }
+        };
+        let page_size = table.page_size;
+        let tokens = match table.max_total_tokens {
+            Some(count) => count.0,
+            None => cost.kv_tokens_capacity(fraction),
+        };
+        let pages = |tokens: u64| u32::try_from(tokens / u64::from(page_size.max(1))).unwrap_or(u32::MAX);
+        let gpu_pages = pages(tokens);
+        if gpu_pages < 2 {
+            return Err(Problem::at(
+                "mem_fraction_static",
+                format!(
+                    "{} on {} x {} leaves room for {tokens} tokens of KV, less than two pages of {page_size}; \
+                     raise mem_fraction_static or tp",
+                    model.name, table.tp, table.gpu
+                ),
+            ));
+        }
+        let page_bytes = model.kv_bytes_per_token() * u64::from(page_size);
+        let ratio = per_mille("hicache_ratio", table.hicache_ratio, 1_000.0)?;
+        let host_pages = match table.hicache_size {
+            Some(bytes) => u32::try_from(bytes.0 / page_bytes).unwrap_or(u32::MAX),
+            None => u32::try_from(u64::from(gpu_pages) * ratio / 1000).unwrap_or(u32::MAX),
+        };
+        let default = KvConfig::default();
+        let storage = table.hicache_storage.as_ref();
+        let storage_link = match storage {
+            Some(_) if ideal => timed(UNLIMITED),
+            Some(storage) => {
+                let disk = library.disk(&storage.disk).map_err(|error| named("disk", &error))?;
+                let service_ps = 1_000_000_000_000 / disk.read_operations_per_second;
+                let bytes_ps = page_bytes.saturating_mul(1000) / (disk.read_bytes_per_second.get() / 1_000_000_000).max(1);
+                LinkCost {
+                    request_ns: disk.read_latency_ns,
+                    descriptor_ps: service_ps.saturating_sub(bytes_ps),
+                    bytes_per_second: disk.read_bytes_per_second,
+                    latency_ns: 0,
+                }
+            }
+            None => default.storage_link,
+        };
+        let capacity = match table.prefetch_capacity {
+            Some(share) => per_mille("prefetch_capacity", share, 1.0)? as u32,
+            None => default.prefetch_capacity_per_mille,
+        };
+        let span = |span: &Option<crate::units::Span>, or: Duration| span.map_or(or, |span| span.0);
+        let kv = KvConfig {
+            page_size,
+            page_bytes,
+            gpu_pages,
+            host_pages,
+            root: namespace(&model, &table.dtype, page_size),
+            device_eviction: table.radix_eviction_policy,
+            host_eviction: table.hicache_eviction_policy,
+            host_policy: table.hicache_host_policy,
+            write_policy: table.hicache_write_policy,
+            write_through_hits: default.write_through_hits,
+            prefetch_policy: table.hicache_storage_prefetch_policy,
+            storage: storage.map_or(StorageMode::None, |storage| storage.mode),
+            storage_pages_max: storage
+                .and_then(|storage| storage.max_tokens)
+                .map_or(u64::MAX, |count| count.0 / u64::from(page_size)),
+            prefetch_threshold: table.prefetch_threshold.unwrap_or(default.prefetch_threshold),
+            prefetch_timeout_base: span(&table.prefetch_timeout_base, default.prefetch_timeout_base),
+            prefetch_timeout_per_ki_token: span(
+                &table.prefetch_timeout_per_ki_token,
+                default.prefetch_timeout_per_ki_token,
+            ),
+            prefetch_timeout_max: span(&table.prefetch_timeout_max, default.prefetch_timeout_max),
+            prefetch_capacity_per_mille: capacity,
+            load_back_threshold: table.load_back_threshold.unwrap_or(default.load_back_threshold),
+            storage_link,
+            host_link: if ideal { timed(UNLIMITED) } else { scaled(wires.host, table.tp) },
+            fetch_by_cost: table.fetch_by_cost.unwrap_or(default.fetch_by_cost),
+            ..default
+        };
+        Ok(Self { table, cost, model, kv, ideal })
+    }
+
+    fn worker(&self, file: &File, id: u32, machine: u32, store: Option<u32>, wires: &Wires) -> WorkerSetup {
+        let table = self.table;
+        let sched = SchedConfig::default();
+        let transfer = TransferConfig::default();
+        let page_size = self.kv.page_size;
+        let chunk = table.chunked_prefill_size.unwrap_or(sched.chunked_prefill_size);
+        let path = |name: &str| PathSetup {
+            links: self.links(id, name, scaled(wires.host, table.tp)),
+            cost: self.plain(scaled(wires.host, table.tp)),
+        };
+        let wire = |name: &str, cost: LinkCost, fabric: Option<u64>| {
+            let shared = fabric
+                .filter(|_| !self.ideal)
+                .map(|bytes_per_second| LinkSetup { name: "fabric".to_owned(), bytes_per_second });
+            let mut out = self.links(id, &format!("{name}.out"), cost);
+            out.extend(shared);
+            WireSetup { out, into: self.links(id, &format!("{name}.in"), cost), cost: self.plain(cost) }
+        };
+        let config = WorkerConfig {
+            worker: WorkerId(id),
+            epoch: Epoch(0),
+            mode: table.mode,
+            seed: file.seed,
+            kv: KvConfig { kv_events: file.router.as_ref().is_some_and(|router| router.kv_events), ..self.kv.clone() },
+            sched: SchedConfig {
+                policy: table.schedule_policy,
+                chunked_prefill_size: chunk,
+                max_running_requests: table.max_running_requests.unwrap_or(sched.max_running_requests),
+                max_queued_requests: table.max_queued_requests.unwrap_or(sched.max_queued_requests),
+                mixed_chunk: table.enable_mixed_chunk,
+                overlap: !table.disable_overlap_schedule,
+                reserve_steps: table.reserve_steps.unwrap_or(sched.reserve_steps),
+                default_deadline: table.request_timeout.map_or(sched.default_deadline, |span| span.0),
+                ..sched
+            },
+            transfer: TransferConfig {
+                backend: table.disaggregation_transfer_backend,
+                layout: Layout {
+                    page_size,
+                    dtype: table.dtype.clone(),
+                    layers: self.model.layers.into(),
+                    kv_heads: self.model.kv_heads.into(),
+                    head_dim: self.model.head_dim.into(),
+                    page_bytes: self.kv.page_bytes,
+                    tp: table.tp,
+                },
+                bootstrap_timeout: table
+                    .disaggregation_bootstrap_timeout
+                    .map_or(transfer.bootstrap_timeout, |span| span.0),
+                waiting_timeout: table.disaggregation_waiting_timeout.map_or(transfer.waiting_timeout, |span| span.0),
+                retries_max: table.handoff_retries.unwrap_or(transfer.retries_max),
+                ..transfer
+            },
+        };
+        WorkerSetup {
+            config,
+            cost: self.cost.clone(),
+            step: StepCost::Model,
+            layers: self.model.layers.into(),
+            host: machine,
+            copy_in: path("h2d"),
+            copy_out: path("d2h"),
+            near: wire("nvlink", scaled(wires.near, table.tp), None),
+            far: wire("nic", scaled(wires.far, table.tp), wires.fabric),
+            store,
+            control_latency_ns: if self.ideal { 0 } else { wires.latency_ns },
+        }
+    }
+
+    fn plain(&self, cost: LinkCost) -> LinkCost {
+        if self.ideal { timed(UNLIMITED) } else { cost }
+    }
+
+    /// The link of one worker's own hardware; an ideal one is no link at all.
+    fn links(&self, id: u32, name: &str, cost: LinkCost) -> Vec<LinkSetup> {
+        if self.ideal {
+            return Vec::new();
+        }
+        vec![LinkSetup { name: format!("w{id}.{name}"), bytes_per_second: cost.bytes_per_second.get() }]
+    }
+
+    fn store(&self, library: &Library, storage: &Storage, index: usize) -> Result<StoreSetup, Problem> {
+        let disk = if self.ideal {
+            DiskSpec {
+                read_bytes_per_second: UNLIMITED,
+                write_bytes_per_second: UNLIMITED,
+                read_iops: UNLIMITED,
+                write_iops: UNLIMITED,
+                read_latency_ns: 0,
+                write_latency_ns: 0,
+                queue_depth: 4096,
+                fsync_ns: 0,
+            }
+        } else {
+            let disk = library.disk(&storage.disk).map_err(|error| named("disk", &error))?;
+            DiskSpec {
+                read_bytes_per_second: disk.read_bytes_per_second.get(),
+                write_bytes_per_second: disk.write_bytes_per_second.get(),
+                read_iops: disk.read_operations_per_second.get(),
+                write_iops: disk.write_operations_per_second.get(),
+                read_latency_ns: disk.read_latency_ns,
+                write_latency_ns: disk.write_latency_ns,
+                queue_depth: disk.queue_depth.get(),
+                fsync_ns: disk.fsync_ns,
+            }
+        };
+        if self.kv.host_pages == 0 {
+            return Err(Problem::at(
+                "hicache_storage",
+                "hicache_storage needs an L2: L3 is reached through it; set hicache_ratio or hicache_size",
+            ));
+        }
+        Ok(StoreSetup {
+            name: format!("store{index}"),
+            query_ns: disk.read_latency_ns,
+            disk,
+            bytes_max: storage.capacity.map(|bytes| bytes.0),
+        })
+    }
+}
+
+/// A link of each of `tp` ranks, taken together.
+fn scaled(cost: LinkCost, tp: u32) -> LinkCost {
+    let rate = cost.bytes_per_second.get().saturating_mul(u64::from(tp));
+    LinkCost { bytes_per_second: NonZeroU64::new(rate).unwrap_or(cost.bytes_per_second), ..cost }
+}
+
+fn namespace(model: &Model, dtype: &str, page_size: u32) -> PageKey {
+    Namespace {
+        model: model.name.clone(),
+        dtype: dtype.to_owned(),
+        page_size,
+        layout: "page_first".to_owned(),
+        ..Namespace::default()
+    }
+    .root()
+}
+
+fn router(
+    file: &File,
+    workers: &[WorkerSetup],
+    model: &Model,
+    wires: &Wires,
+) -> Result<Option<(RouterConfig, Cost)>, Problem> {
+    let Some(table) = &file.router else {
+        return match workers.len() {
+            1 => Ok(None),
+            count => Err(Problem {
+                message: format!("{count} workers need a [router], for instance: [router] policy = \"cache_aware\""),
+                key: None,
+            }),
+        };
+    };
+    let first = &workers[0];
+    let default = RouterConfig::default();
+    let config = RouterConfig {
+        seed: file.seed,
+        policy: table.policy,
+        decode_policy: table.decode_policy,
+        page_size: first.config.kv.page_size,
+        token_bytes: model.kv_bytes_per_token(),
+        link: wires.far,
+        retries_max: table.retries.unwrap_or(default.retries_max),
+        live_requests_max: table.max_live_requests.unwrap_or(default.live_requests_max),
+        ..default
+    };
+    Ok(Some((config, first.cost.clone())))
+}
+
+fn action(event: &Event, workers: &[WorkerSetup], stores: usize, model: &Model, file: &File) -> Result<Action, Problem> {
+    let worker = event.worker;
+    let store = event.store;
+    let needs_worker = matches!(
+        event.what,
+        What::Restart
+            | What::Crash
+            | What::Flush
+            | What::DetachStorage
+            | What::AttachStorage
+            | What::ClearStorage
+            | What::Drain
+    );
+    if needs_worker && worker as usize >= workers.len() {
+        return Err(Problem::at("worker", format!("an event names worker {worker}; there are {}", workers.len())));
+    }
+    let needs_store = matches!(event.what, What::StoreRemove | What::StoreTear | What::StoreWipe);
+    if needs_store && store as usize >= stores {
+        return Err(Problem::at("store", format!("an event names store {store}; there are {stores}")));
+    }
+    let pages = || {
+        let request = event
+            .request
+            .ok_or_else(|| Problem::at("do", "which pages? Say request = N and pages = [from, to]"))?;
+        let [from, to] = event.pages.unwrap_or([0, u32::MAX]);
+        Ok(PagesOf::Prompt { request: RequestId(request), from, to })
+    };
+    Ok(match event.what {
+        What::Restart => Action::Restart {
+            worker,
+            down_for: event.down_for.map_or(Duration::from_secs(1), |span| span.0),
+            change: match &event.dtype {
+                None => None,
+                Some(dtype) => {
+                    kv_bytes(dtype)?;
+                    let page_size = file.worker.first().map_or(64, |group| group.page_size);
+                    let root = namespace(model, dtype, page_size);
+                    Some(Box::new(Change { root: Some(root), config: None }))
+                }
+            },
+        },
+        What::Crash => Action::Crash { worker },
+        What::StoreRemove => Action::StoreRemove { store, pages: pages()? },
+        What::StoreTear => Action::StoreTear { store, pages: pages()? },
+        What::StoreWipe => Action::StoreWipe { store },
+        What::Cancel => Action::Cancel {
+            request: RequestId(event.request.ok_or_else(|| Problem::at("do", "which request? Say request = N"))?),
+        },
+        What::Flush => Action::Control { worker, control: Control::Flush },
+        What::DetachStorage => Action::Control { worker, control: Control::DetachStorage },
+        What::AttachStorage => Action::Control { worker, control: Control::AttachStorage },
+        What::ClearStorage => Action::Control { worker, control: Control::ClearStorage },
+        What::Drain => Action::Control { worker, control: Control::Drain },
+    })
+}

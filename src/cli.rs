@@ -1,0 +1,134 @@
+//! Commands and flags, progress, exit codes.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use pd_core::time::Instant;
+use pd_sim::report;
+use pd_sim::scenario::{self, Case, Overrides};
+use pd_sim::units;
+use pd_sim::world::World;
+
+/// Prefill/decode disaggregated LLM serving that is simulated with the code that serves.
+#[derive(Debug, Parser)]
+#[command(name = "pd", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run scenarios in virtual time and hold their gates against what happened.
+    Sim(Sim),
+}
+
+#[derive(Debug, Args)]
+struct Sim {
+    /// Scenario files (TOML).
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Seed of the run, instead of the file's.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Change a key, for instance worker.page_size=16 or worker.0.mode=decode; may be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Stop at this time of the run, for instance 90s or 10m.
+    #[arg(long, value_name = "TIME", value_parser = instant)]
+    until: Option<Instant>,
+    /// Run only this variant ("base" for the file itself).
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+    /// Print one JSON object per run instead of a page.
+    #[arg(long)]
+    json: bool,
+}
+
+fn instant(text: &str) -> Result<Instant, String> {
+    units::duration(text).map(|span| Instant::ZERO + span).map_err(|error| error.to_string())
+}
+
+/// Runs the command line. 0: all went well; 1: a gate is broken; 2: bad input.
+pub(crate) fn run() -> ExitCode {
+    match Cli::parse().command {
+        Command::Sim(sim) => simulate(&sim),
+    }
+}
+
+fn simulate(sim: &Sim) -> ExitCode {
+    let overrides = Overrides { seed: sim.seed, until: sim.until, set: sim.set.clone() };
+    let mut ran = 0;
+    let mut broken_runs = 0;
+    for file in &sim.files {
+        let cases = match scenario::load(file, &overrides) {
+            Ok(cases) => cases,
+            Err(error) => {
+                eprintln!("error: {error}");
+                return ExitCode::from(2);
+            }
+        };
+        let names: Vec<String> = cases.iter().map(|case| short(&case.name).to_owned()).collect();
+        for case in cases {
+            if sim.variant.as_deref().is_some_and(|wanted| wanted != short(&case.name)) {
+                continue;
+            }
+            ran += 1;
+            broken_runs += u32::from(!run_case(case, sim));
+        }
+        if ran == 0 {
+            let wanted = sim.variant.as_deref().unwrap_or_default();
+            eprintln!("error: {}: there is no variant \"{wanted}\"; there are {}", file.display(), names.join(", "));
+            return ExitCode::from(2);
+        }
+    }
+    if broken_runs > 0 {
+        eprintln!("{broken_runs} of {ran} runs broke a gate");
+        return ExitCode::from(1);
+    }
+    ExitCode::SUCCESS
+}
+
+/// The part of a case's name behind the file's.
+fn short(name: &str) -> &str {
+    name.split_once('/').map_or("base", |(_, variant)| variant)
+}
+
+fn run_case(case: Case, sim: &Sim) -> bool {
+    let bar = progress(&case.name);
+    let mut world = World::new(case.setup);
+    let outcome = world.run_with(&mut |done, total, now| {
+        bar.set_length(total);
+        bar.set_position(done);
+        bar.set_message(format!("{:.0} s simulated", now.0 as f64 / 1e9));
+    });
+    bar.finish_and_clear();
+    let values = report::values(&outcome);
+    let broken: Vec<_> = case.gates.iter().filter_map(|gate| gate.check(&values).err()).collect();
+    let text = if sim.json {
+        report::json(&case.name, &outcome, &values, &broken) + "\n"
+    } else {
+        report::page(&case.name, &case.about, &outcome, &values, &broken)
+    };
+    // A reader that has gone (`| head`) is no reason to fail.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    broken.is_empty() && outcome.violations.is_empty()
+}
+
+/// A bar for runs that take a while; nothing where nobody looks.
+fn progress(name: &str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(0).with_message("");
+    if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} requests, {msg} ({elapsed})") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_prefix(name.to_owned());
+    bar.enable_steady_tick(Duration::from_millis(250));
+    bar
+}
