@@ -192,8 +192,8 @@ pub trait Source: std::fmt::Debug {
     fn next(&self) -> Option<Instant>;
     /// Takes that request.
     fn take(&mut self) -> Arrival;
-    /// A request of this source has ended; more may arrive because of it.
-    fn finished(&mut self, now: Instant, ordinal: u64, output_tokens: u32);
+    /// A request of this source has ended, with its whole answer or without; more may arrive because of it.
+    fn finished(&mut self, now: Instant, ordinal: u64, is_complete: bool);
     /// How many requests there will be, as far as is known; 0 if it is not.
     fn total(&self) -> u64 {
         0

@@ -233,7 +233,7 @@ impl Clients {
         record.end = Some(end);
         self.live_count -= 1;
         self.has_ended = true;
-        self.sources[live.source as usize].finished(now, live.ordinal, record.tokens);
+        self.sources[live.source as usize].finished(now, live.ordinal, record.is_complete());
     }
 
     fn next_arrival(&self) -> Option<(Instant, usize)> {

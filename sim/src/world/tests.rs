@@ -145,7 +145,7 @@ pub(super) struct Fixed {
     pub(super) is_free: bool,
     pub(super) prompt_tokens: u32,
     pub(super) output_tokens: u32,
-    pub(super) ended: BTreeMap<u64, u32>,
+    pub(super) ended: BTreeMap<u64, bool>,
 }
 
 impl Source for Fixed {
@@ -163,8 +163,8 @@ impl Source for Fixed {
         let output_tokens = self.output_tokens;
         Arrival { ordinal: seed, session: None, prompt, output_tokens, priority: 0, seed }
     }
-    fn finished(&mut self, now: Instant, ordinal: u64, output_tokens: u32) {
-        self.ended.insert(ordinal, output_tokens);
+    fn finished(&mut self, now: Instant, ordinal: u64, is_complete: bool) {
+        self.ended.insert(ordinal, is_complete);
         if self.is_closed {
             self.is_free = true;
             if let Some(at) = self.at.get_mut(self.taken) {
