@@ -6,10 +6,11 @@ use core::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::codec;
 use crate::cost::LinkCost;
 use crate::evict::Policy;
 use crate::id::{Epoch, PageKey, WorkerId};
-use crate::limits::PAGE_SIZE_MAX;
+use crate::limits::{HANDOFF_RETRIES_MAX, PAGE_SIZE_MAX};
 use crate::message::Layout;
 
 /// Which legs of requests a worker serves.
@@ -24,6 +25,8 @@ pub enum Mode {
     /// Take over, then decode.
     Decode,
 }
+
+codec!(enum Mode { 0 = Unified, 1 = Prefill, 2 = Decode });
 
 /// When pages are copied from L1 to L2 (and from there to L3).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -218,7 +221,7 @@ pub struct TransferConfig {
     pub abort_resend: Duration,
     /// Other prefills to try before the prompt is recomputed here.
     pub retries_max: u32,
-    /// Longest life of a room, from opening to hand-off.
+    /// Most rooms open at once, both ends together, those that only a peer has named included.
     pub rooms_max: u32,
 }
 
@@ -385,6 +388,14 @@ impl WorkerConfig {
             u64::from(sched.new_token_ratio_init_per_mille),
             "between new_token_ratio_min_per_mille and 1000",
         )?;
-        range(self.transfer.heartbeat_failures_max > 0, "heartbeat_failures_max", 0, "more than 0")
+        range(self.transfer.heartbeat_failures_max > 0, "heartbeat_failures_max", 0, "more than 0")?;
+        range(!self.transfer.heartbeat_interval.is_zero(), "heartbeat_interval", 0, "more than 0")?;
+        range(!self.transfer.abort_resend.is_zero(), "abort_resend", 0, "more than 0")?;
+        range(
+            self.transfer.retries_max <= HANDOFF_RETRIES_MAX,
+            "retries_max",
+            u64::from(self.transfer.retries_max),
+            "at most 3",
+        )
     }
 }

@@ -66,6 +66,29 @@ id! {
     Generation(u32), u32
 }
 
+impl WorkerId {
+    /// No worker: a sink that names it as its prefill believes that the KV lands at once (SGLang's bootstrap host
+    /// 2.2.2.2, for warm-up and for measuring one side alone).
+    pub const FAKE: Self = Self(u32::MAX);
+}
+
+impl Room {
+    /// Rooms have 63 bits; this one marks a hand-off that has no other end.
+    const FAKE: u64 = 1 << 63;
+
+    /// The same number as a room without another end: a source believes that a sink wants nothing but the hand-off.
+    #[must_use]
+    pub const fn fake(self) -> Self {
+        Self(self.0 | Self::FAKE)
+    }
+
+    /// True if the room has no other end.
+    #[must_use]
+    pub const fn is_fake(self) -> bool {
+        self.0 & Self::FAKE != 0
+    }
+}
+
 /// Content address of one full page: a hash over its tokens, the page before it and the namespace.
 ///
 /// Because keys are chained, two equal keys mean equal prompts from position 0 up to the end of the page. Order is

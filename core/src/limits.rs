@@ -14,6 +14,12 @@ pub const STOP_TOKENS_MAX: usize = 64;
 pub const STORAGE_OPS_MAX: u32 = 16;
 /// Most other prefill workers that a sink tries after the first one failed.
 pub const HANDOFF_RETRIES_MAX: u32 = 3;
+/// Most tensor-parallel ranks of a peer whose heads are mapped to other ranks.
+pub const TP_RANKS_MAX: u32 = 1024;
+/// Most timers of the hand-off that one step serves; the rest asks for another step at once.
+pub const TRANSFER_TIMERS_PER_STEP: u32 = 1024;
+/// Most bytes of an endpoint that a worker registers.
+pub const ENDPOINT_BYTES_MAX: usize = 256;
 /// Most KV changes in one published batch.
 pub const CHANGES_PER_PUBLISH: usize = 4096;
 

@@ -3,10 +3,12 @@
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec;
+use crate::config::Mode;
 use crate::id::{Epoch, Generation, GpuPage, PageKey, RequestId, Room, Token};
 use crate::op::Prompt;
 
@@ -40,21 +42,34 @@ pub enum Message {
         room: Room,
         /// The attempt.
         generation: Generation,
+        /// The life of the sink.
+        epoch: Epoch,
+        /// The life of the source.
+        source: Epoch,
+        /// Which end says so. A source says so at once, while its writes may still be in flight: only the
+        /// [`Message::AbortAck`] that follows ends them.
+        by: End,
         /// Why.
         reason: AbortReason,
     },
-    /// Source to sink: no write of the attempt is in flight, and none will start.
+    /// Source to sink: no write of the attempt is in flight, and none will start. Answers every abort of a sink, that
+    /// of an unknown room too, and follows every abort of a source.
     AbortAck {
         /// The hand-off.
         room: Room,
         /// The attempt.
         generation: Generation,
+        /// The life of the sink.
+        epoch: Epoch,
+        /// The life of the source.
+        source: Epoch,
     },
 }
 
 codec!(enum Message {
     0 = Hello(hello), 1 = Incompatible(mismatch), 2 = Ping { number }, 3 = Pong { number }, 4 = Want(want),
-    5 = Handoff(handoff), 6 = Abort { room, generation, reason }, 7 = AbortAck { room, generation },
+    5 = Handoff(handoff), 6 = Abort { room, generation, epoch, source, by, reason },
+    7 = AbortAck { room, generation, epoch, source },
 });
 
 /// Identity and KV geometry of a worker.
@@ -64,13 +79,28 @@ pub struct Hello {
     pub version: u32,
     /// Its life.
     pub epoch: Epoch,
+    /// What it serves.
+    pub mode: Mode,
     /// Its base namespace (model, weights, dtype, layout), so that equal pages mean equal bytes.
     pub root: PageKey,
     /// How its pages are cut.
     pub layout: Layout,
+    /// The last attempt for which it asked anybody. A want up to this one is of an earlier connection, and void.
+    pub generation: Generation,
 }
 
-codec!(struct Hello { version, epoch, root, layout });
+codec!(struct Hello { version, epoch, mode, root, layout, generation });
+
+/// One of the two ends of a hand-off.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum End {
+    /// Where the KV comes from: the prefill worker.
+    Source,
+    /// Where it goes: the decode worker.
+    Sink,
+}
+
+codec!(enum End { 0 = Source, 1 = Sink });
 
 /// How the KV of one worker is cut into pages, layers and heads.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -136,15 +166,32 @@ codec!(enum Mismatch {
     4 = TensorParallel { ours, theirs }, 5 = Namespace,
 });
 
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Version { ours, theirs } => write!(f, "protocol version {theirs} does not fit ours, {ours}"),
+            Self::PageSize { ours, theirs } => write!(f, "page size {theirs} does not fit ours, {ours}"),
+            Self::Dtype { ours, theirs } => write!(f, "KV of type {theirs} does not fit ours, {ours}"),
+            Self::Shape => f.write_str("layers, heads or page bytes differ from ours"),
+            Self::TensorParallel { ours, theirs } => {
+                write!(f, "{theirs} tensor-parallel ranks cannot be mapped to our {ours}")
+            }
+            Self::Namespace => f.write_str("weights or memory layout differ from ours"),
+        }
+    }
+}
+
 /// A sink's offer of pages.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Want {
     /// The hand-off.
     pub room: Room,
-    /// The attempt.
+    /// The attempt. Grows with each want of a sink's life, so that one that comes late or twice is recognised.
     pub generation: Generation,
     /// The life of the sink that leased the pages.
     pub epoch: Epoch,
+    /// The life of the source that is asked.
+    pub source: Epoch,
     /// Whose prompt.
     pub request: RequestId,
     /// Tokens of the prompt.
@@ -157,7 +204,7 @@ pub struct Want {
     pub prompt: Option<Box<Prompt>>,
 }
 
-codec!(struct Want { room, generation, epoch, request, length, have, pages, prompt });
+codec!(struct Want { room, generation, epoch, source, request, length, have, pages, prompt });
 
 /// A source's last word on a room that went well.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -168,6 +215,8 @@ pub struct Handoff {
     pub generation: Generation,
     /// The life of the sink for which the pages were pushed.
     pub epoch: Epoch,
+    /// The life of the source that pushed them.
+    pub source: Epoch,
     /// Whose prompt.
     pub request: RequestId,
     /// Tokens of the prompt, to be compared before the pages are used.
@@ -178,7 +227,7 @@ pub struct Handoff {
     pub token: Token,
 }
 
-codec!(struct Handoff { room, generation, epoch, request, length, last, token });
+codec!(struct Handoff { room, generation, epoch, source, request, length, last, token });
 
 /// Why an attempt was ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -197,8 +246,10 @@ pub enum AbortReason {
     Refused,
     /// The two ends cannot exchange KV.
     Incompatible,
+    /// The other end is gone, lives another life, or does not answer.
+    Lost,
 }
 
 codec!(enum AbortReason {
-    0 = Cancelled, 1 = Deadline, 2 = Lane, 3 = Unknown, 4 = Duplicate, 5 = Refused, 6 = Incompatible,
+    0 = Cancelled, 1 = Deadline, 2 = Lane, 3 = Unknown, 4 = Duplicate, 5 = Refused, 6 = Incompatible, 7 = Lost,
 });

@@ -1,5 +1,6 @@
 //! Drives the state machines of pd in virtual time.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod disk;
 pub mod hardware;

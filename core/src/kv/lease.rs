@@ -32,6 +32,12 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// A lease on pages that no pool knows.
+    #[cfg(test)]
+    pub(crate) const fn for_test(request: RequestId, table: Vec<GpuPage>) -> Self {
+        Self { request, table, entries: Vec::new(), published: 0, cached: 0, loading: Vec::new() }
+    }
+
     /// Whose.
     #[must_use]
     pub const fn request(&self) -> RequestId {

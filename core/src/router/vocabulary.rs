@@ -142,7 +142,6 @@ pub struct Member {
 }
 
 codec!(struct Member { epoch, mode, pages });
-codec!(enum Mode { 0 = Unified, 1 = Prefill, 2 = Decode });
 
 /// How busy a worker says it is. Refines the router's own account, which knows nothing of other routers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

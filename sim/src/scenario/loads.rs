@@ -1,72 +1,75 @@
-//! The loads of a scenario as a source of a world.
+//! The loads of a scenario as one source of requests for the world.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use pd_core::id::PageKey;
 use pd_core::time::Instant;
 
-use crate::heap::Heap;
-use crate::load::{Arrival as Loaded, Context, LoadConfig, Loads, answer_token};
+use crate::load::{self, Context, LoadConfig, Loads, answer_token};
 use crate::setup::{Answer, Arrival, Source};
 
-/// The answers of all loads.
-pub const ANSWER: Answer = answer_token;
-
-/// How prompts are keyed.
+/// What prompts are keyed for.
 #[derive(Clone, Copy, Debug)]
 pub struct Prompts {
-    /// Root of their namespace.
+    /// Root key of the namespace.
     pub root: PageKey,
     /// Tokens per page.
     pub page_size: u32,
 }
 
-/// All loads of a scenario, as one source.
+/// What the simulated engine says.
+pub const ANSWER: Answer = answer_token;
+
+/// All loads of a scenario.
 ///
 /// # Errors
-/// What is wrong with them, in words.
+/// What is wrong with a load or its trace, in words.
 pub fn sources(
-    loads: &[LoadConfig],
+    configs: &[LoadConfig],
     seed: u64,
-    directory: &Path,
+    folder: &Path,
     prompts: Prompts,
 ) -> Result<Vec<Box<dyn Source>>, String> {
-    let context = Context { seed, index: 0, root: prompts.root, page_size: prompts.page_size, directory };
-    let mut all = Loads::new(loads, &context).map_err(|error| error.to_string())?;
-    let next = all.next_arrival();
-    let has_sessions = loads.iter().map(|load| matches!(load, LoadConfig::Sessions(_))).collect();
-    Ok(vec![Box::new(Clients { loads: all, next, answers: Heap::new(), has_sessions })])
+    let cx = Context { seed, index: 0, root: prompts.root, page_size: prompts.page_size, directory: folder };
+    let mut loads = Loads::new(configs, &cx).map_err(|error| error.to_string())?;
+    let next = loads.next_arrival();
+    Ok(vec![Box::new(Clients { loads, next, brought: BTreeMap::new(), count: 0 })])
 }
 
+/// The clients of all loads. Requests that wait for nobody come in order of time; those that an answer brings are kept
+/// beside them.
 #[derive(Debug)]
 struct Clients {
     loads: Loads,
-    /// The next arrival that waits for no answer.
-    next: Option<(Instant, Loaded)>,
-    /// Arrivals that answers have brought.
-    answers: Heap<Loaded>,
-    /// By load.
-    has_sessions: Vec<bool>,
+    next: Option<(Instant, load::Arrival)>,
+    brought: BTreeMap<(Instant, u64), load::Arrival>,
+    count: u64,
 }
 
 impl Source for Clients {
     fn next(&self) -> Option<Instant> {
-        [self.next.as_ref().map(|(at, _)| *at), self.answers.peek_time()].into_iter().flatten().min()
+        let brought = self.brought.first_key_value().map(|((at, _), _)| *at);
+        let open = self.next.as_ref().map(|(at, _)| *at);
+        [brought, open].into_iter().flatten().min()
     }
 
     fn take(&mut self) -> Arrival {
-        let answer_at = self.answers.peek_time();
-        let is_open = self.next.as_ref().is_some_and(|(at, _)| answer_at.is_none_or(|answer_at| *at <= answer_at));
-        let (_, arrival) = if is_open {
+        let open = self.next.as_ref().map(|(at, _)| Reverse(*at));
+        let brought = self.brought.first_key_value().map(|((at, _), _)| Reverse(*at));
+        // At the same instant the open load goes first.
+        let arrival = if open >= brought {
             let next = self.loads.next_arrival();
-            std::mem::replace(&mut self.next, next).expect("there is an open arrival")
+            let (_, arrival) = std::mem::replace(&mut self.next, next).expect("asked for only when there is one");
+            arrival
         } else {
-            self.answers.pop().expect("a request is taken when there is one")
+            self.brought.pop_first().expect("asked for only when there is one").1
         };
-        let load = (arrival.session >> 32) as usize;
         Arrival {
             ordinal: arrival.ordinal,
-            session: self.has_sessions.get(load).copied().unwrap_or(false).then_some(arrival.session),
+            session: Some(arrival.session),
+            counted_tokens: arrival.counted_tokens,
             prompt: arrival.prompt,
             output_tokens: arrival.output_tokens,
             priority: arrival.priority,
@@ -75,9 +78,10 @@ impl Source for Clients {
     }
 
     fn finished(&mut self, now: Instant, ordinal: u64, is_complete: bool) {
-        let more = if is_complete { self.loads.finished(ordinal, now) } else { self.loads.failed(ordinal, now) };
-        if let Some((at, arrival)) = more {
-            self.answers.push(at, arrival);
+        let arrival = if is_complete { self.loads.finished(ordinal, now) } else { self.loads.failed(ordinal, now) };
+        if let Some((at, arrival)) = arrival {
+            self.brought.insert((at, self.count), arrival);
+            self.count += 1;
         }
     }
 }
