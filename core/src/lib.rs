@@ -36,7 +36,9 @@ pub mod pump;
 pub mod radix;
 pub mod rng;
 pub mod router;
+pub mod sched;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;
 pub mod time;
 pub mod transfer;
+pub mod worker;

@@ -12,6 +12,7 @@ use pd_core::op::{Input, Output};
 use pd_core::pump::Pump;
 use pd_core::router::LoadReport;
 use pd_core::time::Instant;
+use pd_core::worker::Worker;
 
 use crate::journal::{Journal, Watch};
 use crate::lane::{LaneSpec, LaneUse, Lanes};
@@ -25,6 +26,26 @@ pub trait Serve: Machine<Input = Input, Output = Output> + Sized {
     fn metrics(&self) -> &Metrics;
     /// How busy it is.
     fn load(&self) -> LoadReport;
+}
+
+impl Serve for Worker {
+    /// # Panics
+    /// If the configuration is out of range.
+    fn launch(config: WorkerConfig, cost: Cost) -> Self {
+        Self::new(config, cost).expect("the configuration of a worker is in range")
+    }
+    fn metrics(&self) -> &Metrics {
+        self.metrics()
+    }
+    fn load(&self) -> LoadReport {
+        let load = self.load();
+        LoadReport {
+            running: load.running,
+            waiting: load.waiting,
+            waiting_tokens: load.waiting_tokens,
+            running_tokens: load.running_tokens,
+        }
+    }
 }
 
 /// One worker of a world.

@@ -34,6 +34,8 @@ pub struct Record {
     pub end: Option<End>,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
+    /// The same as a study of the trace counts them; differs if the prompt was padded.
+    pub counted_tokens: u32,
     /// Tokens asked for.
     pub limit: u32,
     /// Tokens received.

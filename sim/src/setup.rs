@@ -209,6 +209,8 @@ pub struct Arrival {
     pub session: Option<u64>,
     /// What to continue.
     pub prompt: Prompt,
+    /// Tokens of the prompt as a study of its trace counts them; differs from its length if it was padded.
+    pub counted_tokens: u32,
     /// How long the answer is.
     pub output_tokens: u32,
     /// Larger is more urgent.

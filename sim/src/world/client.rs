@@ -249,6 +249,7 @@ impl Clients {
         self.records.push(Record {
             arrival: now,
             prompt_tokens: arrival.prompt.length,
+            counted_tokens: arrival.counted_tokens,
             limit: arrival.output_tokens,
             session: arrival.session,
             ..Record::default()

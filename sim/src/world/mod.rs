@@ -23,6 +23,7 @@ use pd_core::op::{Input, Output};
 use pd_core::pump::{NoTap, Pump};
 use pd_core::router::{Router, RouterInput};
 use pd_core::time::{Instant, nanos};
+use pd_core::worker::Worker;
 
 use self::client::Clients;
 use crate::disk::{Disk, JobId};
@@ -33,6 +34,9 @@ use crate::node::{Node, Serve};
 use crate::record::{Outcome, StoreRecord};
 use crate::setup::{Action, LinkSetup, PagesOf, Setup};
 use crate::store::Store;
+
+/// A deployment of real workers and its clients.
+pub type World = WorldOf<Worker>;
 
 /// A deployment and its clients.
 #[derive(Debug)]

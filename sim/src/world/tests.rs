@@ -161,7 +161,7 @@ impl Source for Fixed {
         let prompt = Prompt { root, length, keys: pd_core::key::page_keys(root, 16, &tokens), tokens };
         let seed = self.taken as u64;
         let output_tokens = self.output_tokens;
-        Arrival { ordinal: seed, session: None, prompt, output_tokens, priority: 0, seed }
+        Arrival { ordinal: seed, session: None, counted_tokens: length, prompt, output_tokens, priority: 0, seed }
     }
     fn finished(&mut self, now: Instant, ordinal: u64, is_complete: bool) {
         self.ended.insert(ordinal, is_complete);

@@ -1,0 +1,275 @@
+//! Admission: which waiting requests get pages now.
+//!
+//! Retracted sequences and local recomputes come first and cannot be overtaken, so nothing new is admitted while one of
+//! them does not fit. In the line, requests behind one that does not fit may overtake it `bypass_max` times; then
+//! everything behind it waits. A request that waits for L3, or for a leader that computes its prefix, blocks nobody.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use crate::cx::Cx;
+use crate::event::Event;
+use crate::kv::{Fetch, Kv};
+use crate::transfer::Transfer;
+
+use super::batch::Draft;
+use super::budget::Room;
+use super::queue::Pick;
+use super::seq::{State, pages};
+use super::{Sched, Wait, policy};
+
+/// What became of an attempt to admit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Verdict {
+    Admitted,
+    /// It waits for something that admission cannot give: the next one may be tried.
+    Elsewhere,
+    /// It does not fit.
+    Memory,
+}
+
+impl Sched {
+    /// Admits to the forward that is being drafted, as long as it has tokens to give.
+    pub(super) fn admit(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, draft: &mut Draft) {
+        if self.queue.is_empty() || !self.has_turn(draft) {
+            return;
+        }
+        let mut room = self.room();
+        while let Some(slot) = self.queue.front() {
+            if !self.has_turn(draft) || self.try_admit(cx, kv, slot, true, &mut room) != Verdict::Admitted {
+                return;
+            }
+            self.begin(cx, slot, draft);
+        }
+        let mut picks = core::mem::take(&mut self.picks);
+        while self.has_turn(draft) && self.queue.len() > 0 {
+            self.pick(cx, kv, false, &mut picks);
+            let is_full = policy::is_full(self.config.policy, &picks);
+            let mut blocked = None;
+            let mut admitted = 0;
+            for pick in &picks {
+                if !self.has_turn(draft) {
+                    break;
+                }
+                match self.try_admit(cx, kv, pick.slot, blocked.is_none(), &mut room) {
+                    Verdict::Admitted => {
+                        admitted += 1;
+                        self.begin(cx, pick.slot, draft);
+                        let count = blocked.map_or(0, |order| self.queue.overtake(order));
+                        if count >= self.config.bypass_max && blocked.is_some() {
+                            break;
+                        }
+                    }
+                    Verdict::Elsewhere => {}
+                    Verdict::Memory => {
+                        let order = *blocked.get_or_insert(pick.order);
+                        if self.queue.overtaken(order) >= self.config.bypass_max {
+                            break;
+                        }
+                    }
+                }
+            }
+            if admitted < picks.len() || !is_full {
+                break;
+            }
+        }
+        self.picks = picks;
+    }
+
+    /// Leases pages for decode legs and asks their prefill workers to fill them. Needs no forward, so it does not wait
+    /// for one.
+    pub(super) fn admit_sinks(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer) {
+        if self.sinks.is_empty() || self.admitted >= self.config.max_running_requests {
+            return;
+        }
+        let mut room = self.room();
+        // What is retracted comes back first, yet sinks whose pages are leased go on regardless (sglang S-139).
+        if let Some(slot) = self.queue.front() {
+            room.promised += u64::from(pages(self.slots.at(slot).tokens_first(), self.page_size));
+        }
+        while let Some(slot) = self.sinks.front() {
+            if self.admitted >= self.config.max_running_requests
+                || self.try_admit(cx, kv, slot, true, &mut room) != Verdict::Admitted
+            {
+                return;
+            }
+            self.want(cx, kv, transfer, slot);
+        }
+        if self.sinks.len() == 0 {
+            return;
+        }
+        let mut picks = core::mem::take(&mut self.picks);
+        self.pick(cx, kv, true, &mut picks);
+        let mut blocked = None;
+        for pick in &picks {
+            if self.admitted >= self.config.max_running_requests {
+                break;
+            }
+            match self.try_admit(cx, kv, pick.slot, blocked.is_none(), &mut room) {
+                Verdict::Admitted => {
+                    let count = blocked.map_or(0, |order| self.sinks.overtake(order));
+                    self.want(cx, kv, transfer, pick.slot);
+                    if count >= self.config.bypass_max && blocked.is_some() {
+                        break;
+                    }
+                }
+                Verdict::Elsewhere => {}
+                Verdict::Memory => {
+                    let order = *blocked.get_or_insert(pick.order);
+                    if self.sinks.overtaken(order) >= self.config.bypass_max {
+                        break;
+                    }
+                }
+            }
+        }
+        self.picks = picks;
+    }
+
+    fn pick(&self, cx: &mut Cx<'_>, kv: &Kv, sinks: bool, picks: &mut Vec<Pick>) {
+        let queue = if sinks { &self.sinks } else { &self.queue };
+        let config = &self.config;
+        policy::order(config.policy, config.sort_max, queue, &self.slots, kv, cx.now, cx.rng, picks);
+    }
+
+    fn has_turn(&self, draft: &Draft) -> bool {
+        draft.budget >= self.page_size && self.admitted < self.config.max_running_requests
+    }
+
+    /// What admitted sequences have been promised, counted once per pass.
+    fn room(&self) -> Room {
+        let mut room = Room::default();
+        let mut tokens = 0;
+        for &slot in self.prefilling.iter().chain(&self.running).chain(&self.receiving) {
+            let sequence = self.slots.at(slot);
+            room.promised += self.future(slot);
+            tokens += u64::from(sequence.remaining().min(self.config.clip_max_new_tokens));
+        }
+        room.expected = self.ratio.of(tokens).div_ceil(u64::from(self.page_size));
+        room
+    }
+
+    /// Pages that the sequence may ask for within the steps that are guaranteed.
+    fn future(&self, slot: u32) -> u64 {
+        let sequence = self.slots.at(slot);
+        let ahead = pages(sequence.tokens_ahead(self.config.reserve_steps), self.page_size);
+        u64::from(ahead.saturating_sub(sequence.lease().table().len() as u32))
+    }
+
+    /// Admits a waiting request if the cache is ready for it and its pages can be promised. `is_head`: nobody before it
+    /// was found not to fit, so its needs are looked up afresh.
+    fn try_admit(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, slot: u32, is_head: bool, room: &mut Room) -> Verdict {
+        let page_size = self.page_size;
+        let is_alone = self.admitted == 0;
+        let available = u64::from(kv.available());
+        let guaranteed = available.saturating_sub(room.promised);
+        let expected = available.saturating_sub(room.expected);
+        let sequence = self.slots.at_mut(slot);
+        let lacks = guaranteed < sequence.needs.0 || expected < sequence.needs.1;
+        if !is_alone && (guaranteed < sequence.floor || lacks && !is_head) {
+            sequence.blocked = Wait::Memory;
+            return Verdict::Memory;
+        }
+        if sequence.is_entered
+            && let Fetch::Wait(until) = kv.ready(cx, sequence.request)
+            && until > cx.now
+        {
+            sequence.blocked = Wait::Fetch(until);
+            self.wake = Some(self.wake.map_or(until, |wake| wake.min(until)));
+            return Verdict::Elsewhere;
+        }
+        let hit = kv.lookup(&sequence.prompt);
+        if self.follows(slot, (hit.device + hit.host) * page_size) {
+            self.slots.at_mut(slot).blocked = Wait::Queue;
+            return Verdict::Elsewhere;
+        }
+        let sequence = self.slots.at_mut(slot);
+        let table = pages(sequence.tokens_first(), page_size);
+        let ahead = pages(sequence.tokens_ahead(self.config.reserve_steps), page_size);
+        let cached = hit.device.min(table);
+        let whole = sequence.remaining().min(self.config.clip_max_new_tokens);
+        let growth = u64::from(pages(whole, page_size));
+        let needs = (u64::from(ahead - cached), u64::from(table - cached) + growth);
+        if !is_alone && (needs.0 > guaranteed || needs.1 > expected) {
+            sequence.needs = needs;
+            sequence.blocked = Wait::Memory;
+            return Verdict::Memory;
+        }
+        let whole = sequence.is_sink();
+        let tokens = sequence.tokens_first();
+        let Ok((lease, served)) = kv.acquire(cx, sequence.request, &sequence.prompt, tokens, whole) else {
+            sequence.needs = (guaranteed.saturating_add(1), 0);
+            sequence.blocked = Wait::Memory;
+            return Verdict::Memory;
+        };
+        let future = u64::from(ahead.saturating_sub(lease.table().len() as u32));
+        if !is_alone && room.promised + future > u64::from(kv.available()) {
+            // The cached pages were free to be dropped, so they cost as much as new ones; ask again when more is free.
+            cx.mark("sched.admission_undone");
+            kv.release(lease);
+            if sequence.is_entered {
+                kv.enter(cx, sequence.request, &sequence.prompt);
+            }
+            sequence.floor = guaranteed.saturating_add(1);
+            sequence.blocked = Wait::Memory;
+            return Verdict::Memory;
+        }
+        room.promised += future;
+        room.expected += growth;
+        self.admitted += 1;
+        self.waiting_tokens -= u64::from(sequence.prompt.length);
+        sequence.settle_in(lease);
+        sequence.served = Some(Box::new(served));
+        let order = sequence.order.take();
+        let queue = if whole { &mut self.sinks } else { &mut self.queue };
+        match order {
+            Some(order) => queue.remove(order),
+            None => queue.remove_front(slot),
+        }
+        Verdict::Admitted
+    }
+
+    /// An admitted prompt is computed here from this forward on.
+    fn begin(&mut self, cx: &mut Cx<'_>, slot: u32, draft: &mut Draft) {
+        self.announce(cx, slot);
+        let sequence = self.slots.at_mut(slot);
+        sequence.state = State::Prefilling;
+        if let Some(&first) = sequence.prompt.keys.first() {
+            self.leaders.entry(first).or_insert(slot);
+        }
+        self.prefilling.push(slot);
+        self.add_chunk(cx, slot, draft);
+    }
+
+    /// Tells the client, once, where its prompt's KV comes from.
+    pub(super) fn announce(&mut self, cx: &mut Cx<'_>, slot: u32) {
+        let sequence = self.slots.at_mut(slot);
+        let Some(served) = sequence.served.take() else { return };
+        if core::mem::replace(&mut sequence.is_announced, true) {
+            return;
+        }
+        cx.emit(sequence.request, Event::Admitted(served));
+    }
+
+    /// True if a sequence that is being computed will publish at least `in_batch_share_tokens` tokens of this prompt
+    /// more than the cache has. Keys are chained, so the common prefix is found by bisection.
+    fn follows(&self, slot: u32, cached: u32) -> bool {
+        let keys = &self.slots.at(slot).prompt.keys;
+        let Some(leader) = keys.first().and_then(|first| self.leaders.get(first)) else { return false };
+        let leader = self.slots.at(*leader);
+        // What the leader has published since its admission does not count: more of the same is to come.
+        if cached.min(leader.lease().cached_tokens()) > self.config.in_batch_check_tokens {
+            return false;
+        }
+        let others = &leader.prompt.keys;
+        let (mut shared, mut end) = (0, keys.len().min(others.len()));
+        while shared < end {
+            let middle = shared.midpoint(end);
+            if keys[middle] == others[middle] {
+                shared = middle + 1;
+            } else {
+                end = middle;
+            }
+        }
+        shared as u32 * self.page_size >= cached + self.config.in_batch_share_tokens
+    }
+}

@@ -1,0 +1,97 @@
+//! Who is not let in, and why.
+
+use crate::config::Mode;
+use crate::event::{Control, Event, Finish, Refusal};
+use crate::id::{Room, WorkerId};
+use crate::op::Leg;
+use crate::time::Instant;
+
+use super::{toy, words};
+
+#[test]
+fn the_door_names_the_reason_of_each_refusal() {
+    let mut toy = toy(8, |config| config.sched.max_queued_requests = 1);
+    toy.submit_with(1, &words(1, 5), 2, |submit| submit.prompt.length = 9);
+    assert_eq!(toy.ending(1), Event::Refused(Refusal::Malformed));
+    toy.submit(2, &words(2, 5), 0);
+    assert_eq!(toy.ending(2), Event::Refused(Refusal::NoOutput));
+    toy.submit(3, &words(3, 30), 4);
+    assert_eq!(toy.ending(3), Event::Refused(Refusal::NeverFits { pages: 9, total: 8 }));
+    toy.submit_with(4, &words(4, 5), 2, |submit| submit.deadline = Some(Instant::ZERO));
+    assert_eq!(toy.ending(4), Event::Refused(Refusal::Late));
+    toy.submit_with(5, &words(5, 5), 2, |submit| submit.stop = [crate::id::Token(1)].repeat(65));
+    assert_eq!(toy.ending(5), Event::Refused(Refusal::Malformed));
+    toy.sched.control(&mut toy.bench.cx(), &mut toy.kv, &mut toy.transfer, Control::Drain);
+    toy.submit(6, &words(6, 5), 2);
+    assert_eq!(toy.ending(6), Event::Refused(Refusal::Draining));
+    toy.check_rest();
+    assert_eq!(toy.bench.metrics.refused, 6);
+}
+
+#[test]
+fn the_last_token_that_fits_is_taken() {
+    let mut toy = toy(8, |_| {});
+    toy.submit(1, &words(1, 30), 3);
+    toy.run();
+    toy.check_answer(1);
+    assert_eq!(toy.tokens(1).len(), 3);
+    toy.check_rest();
+}
+
+#[test]
+fn a_live_name_is_not_given_twice() {
+    let mut toy = toy(8, |_| {});
+    toy.submit(1, &words(1, 5), 2);
+    toy.submit(1, &words(1, 5), 2);
+    assert!(toy.of(1).contains(&Event::Refused(Refusal::DuplicateRequest)));
+    toy.run();
+    toy.check_rest();
+}
+
+#[test]
+fn the_queue_is_bounded() {
+    let mut toy = toy(8, |config| {
+        config.sched.max_queued_requests = 2;
+        config.sched.max_running_requests = 1;
+    });
+    for request in 0..4 {
+        toy.submit(request, &words(request as u32, 5), 2);
+    }
+    assert_eq!(toy.ending(3), Event::Refused(Refusal::QueueFull { max: 2 }));
+    toy.run();
+    (0..3).for_each(|request| toy.check_answer(request));
+    toy.check_rest();
+}
+
+#[test]
+fn each_mode_serves_its_legs() {
+    let prefill = Leg::Prefill { room: Room(1) };
+    let decode = Leg::Decode { room: Room(1), prefill: WorkerId(2) };
+    for (mode, leg) in [(Mode::Prefill, Leg::Whole), (Mode::Prefill, decode), (Mode::Decode, prefill)] {
+        let mut toy = toy(8, |config| config.mode = mode);
+        toy.submit_with(1, &words(1, 5), 2, |submit| submit.leg = leg);
+        assert_eq!(toy.ending(1), Event::Refused(Refusal::WrongMode));
+    }
+    let mut toy = toy(8, |config| config.mode = Mode::Decode);
+    toy.submit(1, &words(1, 5), 2);
+    toy.run();
+    toy.check_answer(1);
+}
+
+#[test]
+fn a_deadline_ends_a_request_wherever_it_is() {
+    for step in 0..8 {
+        let mut toy = toy(8, |config| config.sched.max_running_requests = 1);
+        toy.submit_with(1, &words(1, 20), 4, |submit| submit.deadline = Some(Instant(100)));
+        toy.submit_with(2, &words(2, 20), 4, |submit| submit.deadline = Some(Instant(100)));
+        for _ in 0..step {
+            toy.turn();
+        }
+        toy.advance(Instant(100));
+        assert!(matches!(toy.ending(2), Event::Finished { reason: Finish::Deadline, .. }) || step > 6);
+        toy.run();
+        toy.check_answer(1);
+        toy.check_answer(2);
+        toy.check_rest();
+    }
+}
