@@ -41,3 +41,4 @@ pub mod sched;
 pub mod testkit;
 pub mod time;
 pub mod transfer;
+pub mod worker;

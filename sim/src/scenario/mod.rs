@@ -3,6 +3,7 @@
 pub mod build;
 pub mod error;
 pub mod expect;
+pub mod loads;
 pub mod schema;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,170 @@
+//! The compute lane: forwards one after the other.
+//!
+//! A forward has a part on the host and one on the device. While another forward is on the device the host part is
+//! hidden; otherwise it comes first. All times of a forward are known when it is planned, unless layers that it needs
+//! are still on their way from L2: then its end follows from the end of the load.
+//!
+//! ```text
+//!   host    | cpu 1 |   | cpu 2 |
+//!   device          | gpu 1          | gpu 2      |
+//!   load                  |1|2| ... |L|
+//!                                     end >= load end + gpu/L
+//! ```
+
+use std::collections::VecDeque;
+
+use pd_core::cost::Load;
+use pd_core::op::{Fault, Outcome, Run};
+use pd_core::time::Instant;
+
+use super::{Fabric, Lanes, Mark, Op, Work};
+use crate::setup::StepCost;
+
+/// State of the lane.
+#[derive(Debug, Default)]
+pub(super) struct Compute {
+    /// Forwards in order; the first `planned` have a start.
+    pub(super) queue: VecDeque<u64>,
+    planned: usize,
+    /// When the host is done with the latest forward.
+    cpu_free: Instant,
+    /// When the device is done with the latest planned forward; not known while `is_streaming`.
+    gpu_free: Instant,
+    /// The latest planned forward waits for layers.
+    is_streaming: bool,
+}
+
+/// One forward.
+#[derive(Debug)]
+pub(super) struct Pass {
+    runs: Vec<Run>,
+    gpu_ns: u64,
+    /// When the host is done with it.
+    cpu_ready: Instant,
+    gpu_start: Instant,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Waiting,
+    /// On the device, but the end depends on layers that have not arrived.
+    Streaming,
+    /// The end is known.
+    Timed,
+}
+
+impl Lanes {
+    pub(super) fn new_pass(&mut self, now: Instant, runs: Vec<Run>) -> Pass {
+        let (gpu_ns, cpu_ns) = self.price(&runs);
+        let cpu_ready = now.max(self.compute.cpu_free).after_ns(cpu_ns);
+        self.compute.cpu_free = cpu_ready;
+        Pass { runs, gpu_ns, cpu_ready, gpu_start: Instant::ZERO, state: State::Waiting }
+    }
+
+    /// Gives a start to each forward that can have one.
+    pub(super) fn plan_compute(&mut self, now: Instant, fabric: &mut Fabric) {
+        while !self.compute.is_streaming
+            && let Some(&seq) = self.compute.queue.get(self.compute.planned)
+        {
+            let (gpu_free, layers) = (self.compute.gpu_free, self.spec.layers);
+            let is_first = self.compute.planned == 0;
+            let op = self.op(seq);
+            if op.is_doomed {
+                // In order: those before it end first.
+                if !is_first {
+                    return;
+                }
+                self.compute.queue.pop_front();
+                self.fail(now, seq, Fault::Prerequisite, fabric);
+                continue;
+            }
+            if op.waiting > 0 {
+                return;
+            }
+            let (ready_at, floor, is_streaming) = (op.ready_at, op.floor, op.tail > 0);
+            let Work::Forward(pass) = &mut op.work else { unreachable!("the compute queue holds forwards") };
+            pass.gpu_start = gpu_free.max(pass.cpu_ready).max(ready_at).max(now);
+            let (gpu_start, gpu_ns) = (pass.gpu_start, pass.gpu_ns);
+            self.use_.forward_stall_ns += gpu_start.ns_since(gpu_free.max(now));
+            self.compute.planned += 1;
+            if is_streaming {
+                self.compute.is_streaming = true;
+                pass_state(self.op(seq), State::Streaming);
+            } else {
+                self.set_end(seq, gpu_start, gpu_ns, floor, fabric);
+            }
+            self.announce_first(now, seq, gpu_start.after_ns(gpu_ns / layers), fabric);
+        }
+    }
+
+    /// A prerequisite of a forward has its first layer, has ended or has failed.
+    pub(super) fn resume_forward(&mut self, now: Instant, seq: u64, fabric: &mut Fabric) {
+        let op = self.op(seq);
+        let (is_doomed, tail, floor) = (op.is_doomed, op.tail, op.floor);
+        let Work::Forward(pass) = &mut op.work else { unreachable!("this operation is a forward") };
+        let (gpu_start, gpu_ns) = (pass.gpu_start, pass.gpu_ns);
+        if pass.state == State::Streaming && is_doomed {
+            // Only the latest planned forward streams: take the plan back, and let it fail in its order.
+            pass.state = State::Waiting;
+            self.compute.is_streaming = false;
+            self.compute.planned -= 1;
+        } else if pass.state == State::Streaming && tail == 0 {
+            self.compute.is_streaming = false;
+            self.set_end(seq, gpu_start, gpu_ns, floor, fabric);
+        }
+        self.plan_compute(now, fabric);
+    }
+
+    /// The device is done with the oldest forward.
+    pub(super) fn end_forward(&mut self, now: Instant, seq: u64, fabric: &mut Fabric) {
+        assert!(self.compute.queue.pop_front() == Some(seq), "forwards end in order");
+        self.compute.planned -= 1;
+        let node = self.spec.node;
+        let Work::Forward(pass) = &mut self.op(seq).work else { unreachable!("this operation is a forward") };
+        let runs = std::mem::take(&mut pass.runs);
+        if let Some(memory) = &mut fabric.memory {
+            memory.forward(now, node, &runs);
+        }
+        let mut tokens = Vec::with_capacity(runs.len());
+        tokens
+            .extend(runs.iter().filter(|run| run.sample).map(|run| fabric.answer(run.request, run.start + run.count)));
+        self.use_.forwards += 1;
+        self.finish(now, seq, Outcome::Sampled(tokens), fabric);
+        self.plan_compute(now, fabric);
+    }
+
+    fn set_end(&mut self, seq: u64, gpu_start: Instant, gpu_ns: u64, floor: Instant, fabric: &mut Fabric) {
+        let end = gpu_start.after_ns(gpu_ns).max(floor.after_ns(gpu_ns / self.spec.layers));
+        self.compute.gpu_free = end;
+        self.use_.forward_busy_ns += gpu_ns;
+        self.use_.forward_stall_ns += end.ns_since(gpu_start) - gpu_ns;
+        pass_state(self.op(seq), State::Timed);
+        fabric.heap.push(end, Mark::Timer(self.place(seq)));
+    }
+
+    fn price(&self, runs: &[Run]) -> (u64, u64) {
+        match self.spec.step {
+            StepCost::Fixed { gpu_ns, cpu_ns } => (gpu_ns, cpu_ns),
+            StepCost::Model => {
+                let mut load = Load::new();
+                for run in runs {
+                    if run.count == 1 && run.sample {
+                        load.decode(u64::from(run.start) + 1);
+                    } else {
+                        load.prefill(&self.spec.cost, u64::from(run.start), u64::from(run.count));
+                        load.logits(u64::from(run.sample));
+                    }
+                    load.touches(run.pages.len() as u64);
+                }
+                let forward = self.spec.cost.forward(&load);
+                (forward.gpu_ns, forward.cpu_ns)
+            }
+        }
+    }
+}
+
+fn pass_state(op: &mut Op, state: State) {
+    let Work::Forward(pass) = &mut op.work else { unreachable!("the compute queue holds forwards") };
+    pass.state = state;
+}

@@ -1,0 +1,246 @@
+//! What the lanes of all workers share: the event queue, links, stores, and who lives.
+
+use std::collections::BTreeMap;
+
+use pd_core::cost::LinkCost;
+use pd_core::id::{Epoch, RequestId, Room, Token};
+use pd_core::op::Input;
+use pd_core::router::RouterInput;
+use pd_core::time::Instant;
+
+use crate::disk::{Disk, JobId};
+use crate::heap::Heap;
+use crate::link::{FlowId, FlowSpec, LinkId, Links, Path};
+use crate::memory::Memory;
+use crate::setup::Answer;
+use crate::store::Store;
+
+/// Shared by all lanes of a world.
+#[derive(Debug)]
+pub struct Fabric {
+    /// What happens when.
+    pub heap: Heap<Mark>,
+    /// PCIe, NVLink, NICs.
+    pub links: Links,
+    /// L3.
+    pub depots: Vec<Depot>,
+    /// The present life of each worker.
+    pub lives: Vec<Option<Epoch>>,
+    /// What each page holds, if contents are checked.
+    pub memory: Option<Memory>,
+    /// Pushes that went well.
+    pub transfers: Vec<Transfer>,
+    /// The text of each request.
+    pub texts: Vec<Text>,
+    /// A disk has a new job since this was last looked at.
+    pub(crate) has_disk_jobs: bool,
+    pub(crate) answer: Answer,
+    pub(crate) wires: Vec<WireEnd>,
+    flows: BTreeMap<FlowId, Place>,
+}
+
+/// An event of a world.
+#[derive(Debug)]
+pub enum Mark {
+    /// A lane's timer.
+    Timer(Place),
+    /// A machine's deadline.
+    Tick {
+        /// Whose.
+        node: u32,
+    },
+    /// Something arrives at a worker, if it still lives the life it was sent to.
+    Letter(Box<Letter>),
+    /// Something arrives at the router.
+    Note(Box<RouterInput>),
+    /// The router's deadline.
+    RouterTick,
+    /// The next arrival of a load is due.
+    Arrival,
+    /// Workers tell the router how busy they are.
+    Report,
+    /// The run ends here.
+    Stop,
+    /// A line of the script.
+    Script {
+        /// Which.
+        index: u32,
+    },
+    /// A worker comes back.
+    Start {
+        /// Which.
+        node: u32,
+    },
+}
+
+/// Something on its way to a worker.
+#[derive(Debug)]
+pub struct Letter {
+    /// To whom.
+    pub to: u32,
+    /// The life that it was sent to.
+    pub epoch: Epoch,
+    /// What it is.
+    pub input: Input,
+}
+
+/// An operation of a life of a worker.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Place {
+    /// Index of the worker.
+    pub node: u32,
+    /// Its life.
+    pub epoch: Epoch,
+    /// The operation's number.
+    pub seq: u64,
+}
+
+/// Where the answer to a request begins, and what it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Text {
+    /// Length of the prompt as the client sent it.
+    pub prompt: u32,
+    /// For [`Answer`].
+    pub seed: u64,
+}
+
+/// A push that went well.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Transfer {
+    /// Index of the source.
+    pub from: u32,
+    /// Index of the sink.
+    pub to: u32,
+    /// The hand-off.
+    pub room: Room,
+    /// Pages.
+    pub pages: u32,
+    /// Bytes.
+    pub bytes: u64,
+    /// When the source asked for it.
+    pub issued: Instant,
+    /// When its first flow began.
+    pub started: Instant,
+    /// When its last byte had landed.
+    pub ended: Instant,
+}
+
+/// A store and the disk under it.
+#[derive(Debug)]
+pub struct Depot {
+    /// Its name in reports.
+    pub name: String,
+    /// Timing.
+    pub disk: Disk,
+    /// Content.
+    pub store: Store,
+    /// Latency of what is not a read or a write.
+    pub query_ns: u64,
+    pub(super) jobs: BTreeMap<JobId, Place>,
+}
+
+/// Where the wire of a worker ends.
+#[derive(Clone, Debug)]
+pub(crate) struct WireEnd {
+    pub(crate) host: u32,
+    pub(crate) near: Way,
+    pub(crate) far: Way,
+}
+
+/// One kind of way out of and into a worker.
+#[derive(Clone, Debug)]
+pub(crate) struct Way {
+    pub(crate) out: Path,
+    pub(crate) into: Path,
+    pub(crate) cost: LinkCost,
+}
+
+impl Fabric {
+    pub(crate) fn new(answer: Answer) -> Self {
+        Self {
+            heap: Heap::new(),
+            links: Links::new(),
+            depots: Vec::new(),
+            lives: Vec::new(),
+            memory: None,
+            transfers: Vec::new(),
+            texts: Vec::new(),
+            has_disk_jobs: false,
+            answer,
+            wires: Vec::new(),
+            flows: BTreeMap::new(),
+        }
+    }
+
+    /// The operation whose flow this was.
+    pub fn flow_ended(&mut self, flow: FlowId) -> Option<Place> {
+        self.flows.remove(&flow)
+    }
+
+    /// The operation whose disk job this was.
+    pub fn job_ended(&mut self, depot: usize, job: JobId) -> Option<Place> {
+        self.depots[depot].jobs.remove(&job)
+    }
+
+    pub(super) fn start(&mut self, now: Instant, place: Place, flow: FlowSpec) -> FlowId {
+        let id = self.links.start(now, flow);
+        self.flows.insert(id, place);
+        id
+    }
+
+    pub(super) fn cancel(&mut self, now: Instant, flow: FlowId) {
+        self.links.cancel(now, flow);
+        self.flows.remove(&flow);
+    }
+
+    /// Takes everything of a worker off links and disks.
+    pub(super) fn forget(&mut self, now: Instant, node: u32) {
+        let ended: Vec<FlowId> =
+            self.flows.iter().filter(|(_, place)| place.node == node).map(|(flow, _)| *flow).collect();
+        for flow in ended {
+            self.cancel(now, flow);
+        }
+        for depot in &mut self.depots {
+            depot.jobs.retain(|_, place| place.node != node);
+        }
+    }
+
+    /// Links and cost of the way between two workers.
+    pub(super) fn way(&self, from: u32, to: u32) -> (Path, LinkCost) {
+        let (source, sink) = (&self.wires[from as usize], &self.wires[to as usize]);
+        let (out, into) = if source.host == sink.host { (&source.near, &sink.near) } else { (&source.far, &sink.far) };
+        let mut links: Vec<LinkId> = out.out.iter().collect();
+        for link in into.into.iter() {
+            if !links.contains(&link) {
+                links.push(link);
+            }
+        }
+        (Path::new(&links), out.cost)
+    }
+
+    /// The token at `position` of a request's sequence.
+    #[inline]
+    pub(super) fn answer(&self, request: RequestId, position: u32) -> Token {
+        let text = self.texts.get(request.0 as usize).copied().unwrap_or_default();
+        (self.answer)(text.seed, position.saturating_sub(text.prompt))
+    }
+}
+
+impl Depot {
+    /// An idle disk under an empty store.
+    #[must_use]
+    pub fn new(name: String, disk: Disk, store: Store, query_ns: u64) -> Self {
+        Self { name, disk, store, query_ns, jobs: BTreeMap::new() }
+    }
+}
+
+/// Time before the first byte moves.
+pub(super) fn setup_ns(cost: &LinkCost, descriptors: u64) -> u64 {
+    cost.time_ns(0, descriptors)
+}
+
+/// The most that one flow gets.
+#[expect(clippy::unnecessary_wraps, reason = "the form that FlowSpec wants")]
+pub(super) fn rate(cost: &LinkCost) -> Option<u64> {
+    Some(cost.bytes_per_second.get())
+}

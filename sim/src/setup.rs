@@ -1,0 +1,273 @@
+//! What a world is made of, as plain data: workers, links, stores, a router, loads and a script of what happens when.
+//!
+//! The scenario layer fills it from TOML; tests write it by hand. Nothing here checks or decides anything.
+
+use std::time::Duration;
+
+use pd_core::config::WorkerConfig;
+use pd_core::cost::{Cost, LinkCost};
+use pd_core::event::Control;
+use pd_core::id::{PageKey, RequestId, Token};
+use pd_core::op::Prompt;
+use pd_core::router::RouterConfig;
+use pd_core::time::Instant;
+
+use crate::disk::DiskSpec;
+
+/// One worker and the machine it runs on.
+#[derive(Clone, Debug)]
+pub struct WorkerSetup {
+    /// What it is told. `worker` must be its index in the list of workers.
+    pub config: WorkerConfig,
+    /// What its policies believe that things cost.
+    pub cost: Cost,
+    /// How long its forwards really take.
+    pub step: StepCost,
+    /// Layers of the model, for what overlaps layer by layer.
+    pub layers: u32,
+    /// The machine; workers of one machine reach each other over `near`.
+    pub host: u32,
+    /// L2 to L1.
+    pub copy_in: PathSetup,
+    /// L1 to L2.
+    pub copy_out: PathSetup,
+    /// To and from workers of the same machine.
+    pub near: WireSetup,
+    /// To and from workers of other machines.
+    pub far: WireSetup,
+    /// Index of its L3 among the stores.
+    pub store: Option<u32>,
+    /// Time of a message from it to anybody.
+    pub control_latency_ns: u64,
+}
+
+/// How long forwards take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum StepCost {
+    /// What the worker's cost model says.
+    #[default]
+    Model,
+    /// A fixed time on the device and on the host.
+    Fixed {
+        /// On the device.
+        gpu_ns: u64,
+        /// On the host.
+        cpu_ns: u64,
+    },
+}
+
+/// A shared piece of hardware that carries bytes. Links of the same name are one link.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LinkSetup {
+    /// Its name.
+    pub name: String,
+    /// How much it carries.
+    pub bytes_per_second: u64,
+}
+
+/// The way of a copy.
+#[derive(Clone, Debug)]
+pub struct PathSetup {
+    /// The links that it shares with others.
+    pub links: Vec<LinkSetup>,
+    /// What one copy costs when it is alone.
+    pub cost: LinkCost,
+}
+
+/// The way to other workers.
+#[derive(Clone, Debug)]
+pub struct WireSetup {
+    /// Links of what leaves.
+    pub out: Vec<LinkSetup>,
+    /// Links of what arrives.
+    pub into: Vec<LinkSetup>,
+    /// What one push costs when it is alone.
+    pub cost: LinkCost,
+}
+
+/// An L3, private or shared.
+#[derive(Clone, Debug)]
+pub struct StoreSetup {
+    /// Its name in reports.
+    pub name: String,
+    /// The disk under it.
+    pub disk: DiskSpec,
+    /// From the question to the answer of a query, a scan or a removal.
+    pub query_ns: u64,
+    /// Most bytes in it.
+    pub bytes_max: Option<u64>,
+}
+
+/// Something that the script does at its time.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// The process of a worker ends and starts again later, with the next epoch. L1 and L2 are lost, L3 stays.
+    Restart {
+        /// Index of the worker.
+        worker: u32,
+        /// How long it is away.
+        down_for: Duration,
+        /// What is different afterwards.
+        change: Option<Box<Change>>,
+    },
+    /// The machine of a worker fails for good; what its store had not made durable is kept, torn or lost.
+    Crash {
+        /// Index of the worker.
+        worker: u32,
+    },
+    /// Pages vanish from a store behind everybody's back.
+    StoreRemove {
+        /// Index of the store.
+        store: u32,
+        /// Which.
+        pages: PagesOf,
+    },
+    /// Objects are cut short.
+    StoreTear {
+        /// Index of the store.
+        store: u32,
+        /// Which.
+        pages: PagesOf,
+    },
+    /// Everything vanishes from a store.
+    StoreWipe {
+        /// Index of the store.
+        store: u32,
+    },
+    /// The client of a request goes away.
+    Cancel {
+        /// Which.
+        request: RequestId,
+    },
+    /// An operator's order.
+    Control {
+        /// Index of the worker.
+        worker: u32,
+        /// Which.
+        control: Control,
+    },
+    /// A link becomes slower or faster; 0 stops it.
+    SetLink {
+        /// Its name.
+        name: String,
+        /// What it carries from here on.
+        bytes_per_second: u64,
+    },
+}
+
+/// What differs in the next life of a worker.
+#[derive(Clone, Debug, Default)]
+pub struct Change {
+    /// A new root of its namespace: another model, dtype or layout.
+    pub root: Option<PageKey>,
+    /// A whole new configuration; `worker` and `epoch` are kept.
+    pub config: Option<Box<WorkerConfig>>,
+}
+
+/// Pages of a store.
+#[derive(Clone, Debug)]
+pub enum PagesOf {
+    /// Full pages `from..to` of the prompt of a request that has arrived.
+    Prompt {
+        /// Which request.
+        request: RequestId,
+        /// The first page.
+        from: u32,
+        /// The page behind the last one.
+        to: u32,
+    },
+    /// The `every`-th objects in key order, from the first.
+    Every {
+        /// Their distance.
+        every: u32,
+    },
+}
+
+/// Token `index` of the answer whose seed is `seed`: cheap, pure, and the same wherever it is generated.
+pub type Answer = fn(seed: u64, index: u32) -> Token;
+
+/// Where requests come from.
+pub trait Source: std::fmt::Debug {
+    /// When the next request arrives, as far as is known now.
+    fn next(&self) -> Option<Instant>;
+    /// Takes that request.
+    fn take(&mut self) -> Arrival;
+    /// A request of this source has ended, with its whole answer or without; more may arrive because of it.
+    fn finished(&mut self, now: Instant, ordinal: u64, is_complete: bool);
+    /// How many requests there will be, as far as is known; 0 if it is not.
+    fn total(&self) -> u64 {
+        0
+    }
+}
+
+/// One request as a source makes it.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// Its number within the source, for [`Source::finished`].
+    pub ordinal: u64,
+    /// The conversation it belongs to.
+    pub session: Option<u64>,
+    /// What to continue.
+    pub prompt: Prompt,
+    /// Tokens of the prompt as a study of its trace counts them; differs from its length if it was padded.
+    pub counted_tokens: u32,
+    /// How long the answer is.
+    pub output_tokens: u32,
+    /// Larger is more urgent.
+    pub priority: i32,
+    /// For [`Answer`].
+    pub seed: u64,
+}
+
+/// All of a world.
+#[derive(Debug)]
+pub struct Setup {
+    /// Seed of the run, for what is drawn (what a crash leaves of a write).
+    pub seed: u64,
+    /// In the order of their ids, which count from 0.
+    pub workers: Vec<WorkerSetup>,
+    /// L3 stores.
+    pub stores: Vec<StoreSetup>,
+    /// The router and what it believes that things cost; none for exactly one worker.
+    pub router: Option<(RouterConfig, Cost)>,
+    /// Least time between the router and anybody.
+    pub router_latency_ns: u64,
+    /// How often workers tell the router how busy they are; never if zero.
+    pub load_report: Duration,
+    /// Requests.
+    pub loads: Vec<Box<dyn Source>>,
+    /// Their answers.
+    pub answer: Answer,
+    /// What happens when; by time.
+    pub script: Vec<(Instant, Action)>,
+    /// When to stop even if requests are left.
+    pub until: Option<Instant>,
+    /// How long to go on after the last request has ended, so that writes reach L3.
+    pub linger: Duration,
+    /// Recount all invariants after each step, and check what pages hold.
+    pub check: bool,
+    /// Keep all inputs of all workers, for a replay.
+    pub journal: bool,
+}
+
+impl Setup {
+    /// A world of these workers and nothing else: no router, no loads, answers that count up.
+    #[must_use]
+    pub fn new(workers: Vec<WorkerSetup>) -> Self {
+        Self {
+            seed: 0,
+            workers,
+            stores: Vec::new(),
+            router: None,
+            router_latency_ns: 0,
+            load_report: Duration::ZERO,
+            loads: Vec::new(),
+            answer: |seed, index| Token((seed as u32).wrapping_mul(1_000_003).wrapping_add(index)),
+            script: Vec::new(),
+            until: None,
+            linger: Duration::ZERO,
+            check: false,
+            journal: false,
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! The world: workers, router, clients and hardware in virtual time.
+//!
+//! Owns the loop and nothing else: what happens next is the earliest of the event queue, the links and the disks; ties
+//! go to links, then disks, then the queue, where the earlier push wins. Each thing that a machine asks for is done by a
+//! lane, posted to a peer or noted for a client.
+//!
+//! ```text
+//!   loads --> client --Ask--> router --Route--> client --Submit--> worker --Start--> lanes
+//!               ^---------------- Emit ---------------------------/    ^---- Done ----/
+//! ```
+//!
+//! 1. Nothing iterates a hash map; nothing reads a clock; equal setups give equal hashes.
+//! 2. A letter is for one life of its receiver; later lives never see it.
+//! 3. At most one tick per worker is in the queue that has any effect.
+
+mod client;
+mod life;
+#[cfg(test)]
+mod tests;
+
+use pd_core::id::Epoch;
+use pd_core::op::{Input, Output};
+use pd_core::pump::{NoTap, Pump};
+use pd_core::router::{Router, RouterInput};
+use pd_core::time::{Instant, nanos};
+use pd_core::worker::Worker;
+
+use self::client::Clients;
+use crate::disk::{Disk, JobId};
+use crate::lane::{Depot, Fabric, LaneSpec, Letter, Mark, Way, WireEnd};
+use crate::link::{FlowId, LinkId, Path};
+use crate::memory::{Memory, Violation};
+use crate::node::{Node, Serve};
+use crate::record::{Outcome, StoreRecord};
+use crate::setup::{Action, LinkSetup, PagesOf, Setup};
+use crate::store::Store;
+
+/// A deployment of real workers and its clients.
+pub type World = WorldOf<Worker>;
+
+/// A deployment and its clients.
+#[derive(Debug)]
+pub struct WorldOf<M: Serve> {
+    now: Instant,
+    events: u64,
+    nodes: Vec<Node<M>>,
+    fabric: Fabric,
+    router: Option<RouterNode>,
+    clients: Clients,
+    script: Vec<(Instant, Action)>,
+    /// Names of links, for the script.
+    link_names: Vec<String>,
+    rng: pd_core::rng::Rng,
+    until: Option<Instant>,
+    linger_ns: u64,
+    report_ns: u64,
+    is_checking: bool,
+    is_over: bool,
+    lost_letters: u64,
+    violations: Vec<Violation>,
+    flows_done: Vec<FlowId>,
+    jobs_done: Vec<JobId>,
+    /// The earliest that any disk wants.
+    disks_next: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct RouterNode {
+    pump: Pump<Router, NoTap>,
+    latency_ns: u64,
+    tick_at: Option<Instant>,
+}
+
+impl<M: Serve> WorldOf<M> {
+    /// Puts everything in place; time has not begun.
+    ///
+    /// # Panics
+    /// If the setup makes no sense: ids that do not count from 0, a store that is not there, no router and not exactly
+    /// one worker, a router configuration out of range.
+    #[must_use]
+    pub fn new(setup: Setup) -> Self {
+        assert!(setup.router.is_some() || setup.workers.len() == 1, "only a single worker does without a router");
+        let mut fabric = Fabric::new(setup.answer);
+        let mut link_names = Vec::new();
+        for store in &setup.stores {
+            let disk = Disk::new(store.disk);
+            fabric.depots.push(Depot::new(store.name.clone(), disk, Store::new(store.bytes_max), store.query_ns));
+        }
+        if setup.check {
+            fabric.memory = Some(Memory::new(setup.answer));
+        }
+        let mut nodes: Vec<Node<M>> = Vec::new();
+        let count = setup.workers.len();
+        for (index, worker) in (0_u32..).zip(setup.workers) {
+            assert!(worker.config.worker.0 == index, "worker {} is at place {index}", worker.config.worker);
+            assert!(worker.layers > 0, "a model has layers");
+            assert!(worker.store.is_none_or(|store| (store as usize) < fabric.depots.len()), "there is such a store");
+            let mut path = |links: &[LinkSetup]| path(&mut fabric, &mut link_names, links);
+            let near = Way { out: path(&worker.near.out), into: path(&worker.near.into), cost: worker.near.cost };
+            let far = Way { out: path(&worker.far.out), into: path(&worker.far.into), cost: worker.far.cost };
+            let spec = LaneSpec {
+                node: index,
+                cost: worker.cost.clone(),
+                step: worker.step,
+                layers: u64::from(worker.layers),
+                page_bytes: worker.config.kv.page_bytes,
+                copy_in: (path(&worker.copy_in.links), worker.copy_in.cost),
+                copy_out: (path(&worker.copy_out.links), worker.copy_out.cost),
+                store: worker.store,
+                root: worker.config.kv.root,
+            };
+            fabric.wires.push(WireEnd { host: worker.host, near, far });
+            fabric.lives.push(None);
+            nodes.push(Node::new(worker.config, worker.cost, spec, worker.control_latency_ns, count, setup.journal));
+        }
+        let router = setup.router.map(|(config, cost)| RouterNode {
+            pump: Pump::new(Router::new(config, cost).expect("the router's configuration is in range"), NoTap),
+            latency_ns: setup.router_latency_ns,
+            tick_at: None,
+        });
+        Self {
+            now: Instant::ZERO,
+            events: 0,
+            nodes,
+            fabric,
+            clients: Clients::new(setup.loads, setup.answer, router.is_some()),
+            router,
+            script: setup.script,
+            link_names,
+            rng: pd_core::rng::Rng::new(setup.seed, pd_core::rng::Stream::Fault, 0),
+            until: setup.until,
+            linger_ns: nanos(setup.linger),
+            report_ns: nanos(setup.load_report),
+            is_checking: setup.check,
+            is_over: false,
+            lost_letters: 0,
+            violations: Vec::new(),
+            flows_done: Vec::new(),
+            jobs_done: Vec::new(),
+            disks_next: None,
+        }
+    }
+
+    /// Runs until all requests have ended (and for the time of lingering), or `until`.
+    #[must_use]
+    pub fn run(&mut self) -> Outcome {
+        self.run_with(&mut |_, _, _| {})
+    }
+
+    /// Like [`run`](Self::run), and tells from time to time how many requests have ended, of how many that are known,
+    /// and what time it is in there.
+    #[must_use]
+    pub fn run_with(&mut self, progress: &mut dyn FnMut(u64, u64, Instant)) -> Outcome {
+        self.begin();
+        while self.turn() {
+            if self.events.is_multiple_of(EVENTS_PER_REPORT) {
+                let (ended, known) = self.clients.progress();
+                progress(ended, known, self.now);
+            }
+        }
+        self.finish()
+    }
+
+    /// Starts all workers and puts the script and the first arrivals into the queue.
+    pub fn begin(&mut self) {
+        for node in 0..self.nodes.len() as u32 {
+            self.start(node);
+        }
+        for (index, (at, action)) in (0..).zip(&self.script) {
+            self.fabric.heap.push(*at, Mark::Script { index });
+            if let Action::StoreRemove { pages, .. } | Action::StoreTear { pages, .. } = action
+                && let PagesOf::Prompt { request, .. } = pages
+            {
+                self.clients.keep(*request);
+            }
+        }
+        if self.report_ns > 0 && self.router.is_some() {
+            self.fabric.heap.push(Instant(self.report_ns), Mark::Report);
+        }
+        self.arm_arrival();
+        self.end_if_idle();
+    }
+
+    /// Handles what is next; false at the end.
+    pub fn turn(&mut self) -> bool {
+        if std::mem::take(&mut self.fabric.has_disk_jobs) {
+            self.disks_next = self.fabric.depots.iter().filter_map(|depot| depot.disk.next()).min();
+        }
+        let links = self.fabric.links.next();
+        let disks = self.disks_next;
+        let queue = self.fabric.heap.peek_time();
+        let at = [links, disks, queue].into_iter().flatten().min();
+        let Some(at) = at.filter(|at| !self.is_over && self.until.is_none_or(|until| *at <= until)) else {
+            return false;
+        };
+        assert!(at >= self.now, "time does not go back from {} to {at}", self.now);
+        self.now = at;
+        self.events += 1;
+        if links == Some(at) {
+            self.advance_links();
+        } else if disks == Some(at) {
+            self.advance_disks();
+        } else {
+            let (_, mark) = self.fabric.heap.pop().expect("the queue has an event");
+            self.handle(mark);
+        }
+        true
+    }
+
+    /// The present.
+    #[must_use]
+    pub const fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// A worker's machine; none while it is down.
+    #[must_use]
+    pub fn machine(&self, node: u32) -> Option<&M> {
+        self.nodes[node as usize].pump.as_ref().map(|pump| &pump.machine)
+    }
+
+    /// Ends the run and adds up.
+    #[must_use]
+    pub fn finish(&mut self) -> Outcome {
+        let workers: Vec<_> = std::mem::take(&mut self.nodes).into_iter().map(Node::into_record).collect();
+        let mut violations = std::mem::take(&mut self.violations);
+        let Self { now, fabric, clients, .. } = self;
+        let now = *now;
+        if let Some(memory) = &fabric.memory {
+            violations.extend_from_slice(memory.violations());
+        }
+        let links = (0..fabric.links.links_count()).map(LinkId);
+        let links = links.map(|id| (fabric.links.name(id).to_owned(), fabric.links.link_use(now, id))).collect();
+        let stores = fabric.depots.iter().map(|depot| StoreRecord {
+            name: depot.name.clone(),
+            disk: depot.disk.disk_use(),
+            objects: depot.store.count(),
+            bytes: depot.store.bytes(),
+        });
+        let stores = stores.collect();
+        Outcome {
+            ended: now,
+            events: self.events,
+            hash: Outcome::fold(&workers, &clients.records, &violations, now),
+            requests: std::mem::take(&mut clients.records),
+            itl: std::mem::take(&mut clients.itl),
+            workers,
+            router: self.router.as_ref().map(|router| router.pump.machine.metrics().clone()),
+            stores,
+            transfers: std::mem::take(&mut fabric.transfers),
+            links,
+            violations,
+            lost_letters: self.lost_letters,
+        }
+    }
+
+    #[inline]
+    fn handle(&mut self, mark: Mark) {
+        match mark {
+            Mark::Timer(place) => {
+                let node = &mut self.nodes[place.node as usize];
+                if node.config.epoch == place.epoch && node.pump.is_some() {
+                    node.lanes.on_timer(self.now, place.seq, &mut self.fabric);
+                    self.drain(place.node);
+                }
+            }
+            Mark::Tick { node } => self.tick(node),
+            Mark::Letter(letter) => self.deliver(*letter),
+            Mark::Note(input) => self.feed_router(*input),
+            Mark::RouterTick => self.tick_router(),
+            Mark::Arrival => self.arrive(),
+            Mark::Report => self.report_loads(),
+            Mark::Script { index } => self.act(index as usize),
+            Mark::Start { node } => self.start(node),
+            Mark::Stop => self.is_over = self.clients.is_idle(),
+        }
+    }
+
+    /// Feeds one input to a worker and carries out what it asks for.
+    fn feed(&mut self, node: u32, input: Input) {
+        self.step(node, input);
+        self.drain(node);
+    }
+
+    /// Tells a worker about all commands that have ended.
+    #[inline]
+    fn drain(&mut self, node: u32) {
+        while let Some((op, outcome)) = self.nodes[node as usize].lanes.finished() {
+            self.step(node, Input::Done { op, outcome });
+        }
+        self.arm_tick(node);
+    }
+
+    fn step(&mut self, index: u32, input: Input) {
+        let now = self.now;
+        let Node { pump: Some(pump), lanes, seen, latency_ns, config, .. } = &mut self.nodes[index as usize] else {
+            return;
+        };
+        let mut has_ended = false;
+        for output in pump.feed(now, input) {
+            match output {
+                Output::Start { op, after, command } => lanes.start(now, op, &after, command, &mut self.fabric),
+                Output::Emit { request, event } => {
+                    let note = self.clients.on_event(now, index, request, event);
+                    has_ended |= self.clients.has_ended();
+                    if let (Some(note), Some(router)) = (note, &self.router) {
+                        self.fabric.heap.push(now.after_ns(router.latency_ns), Mark::Note(Box::new(note)));
+                    }
+                }
+                Output::Send { to, message } => match seen.get(to.0 as usize).copied().flatten() {
+                    Some(epoch) => {
+                        let input = Input::Recv { from: config.worker, message };
+                        let letter = Letter { to: to.0, epoch, input };
+                        self.fabric.heap.push(now.after_ns(*latency_ns), Mark::Letter(Box::new(letter)));
+                    }
+                    None => self.lost_letters += 1,
+                },
+                Output::Publish(changes) => {
+                    if let Some(router) = &self.router {
+                        let note = RouterInput::Changes { worker: config.worker, changes };
+                        self.fabric.heap.push(now.after_ns(router.latency_ns), Mark::Note(Box::new(note)));
+                    }
+                }
+            }
+        }
+        if has_ended {
+            self.arm_arrival();
+            self.end_if_idle();
+        }
+    }
+
+    /// Sees to it that a tick comes when the machine wants one.
+    #[inline]
+    fn arm_tick(&mut self, index: u32) {
+        let node = &mut self.nodes[index as usize];
+        let Some((at, _)) = node.pump.as_ref().and_then(Pump::deadline) else { return };
+        let at = at.max(self.now);
+        if node.tick_at.is_none_or(|tick_at| at < tick_at) {
+            node.tick_at = Some(at);
+            self.fabric.heap.push(at, Mark::Tick { node: index });
+        }
+    }
+
+    fn tick(&mut self, index: u32) {
+        let node = &mut self.nodes[index as usize];
+        if node.tick_at != Some(self.now) {
+            return;
+        }
+        node.tick_at = None;
+        let Some((at, why)) = node.pump.as_ref().and_then(Pump::deadline) else { return };
+        if at > self.now {
+            self.arm_tick(index);
+            return;
+        }
+        self.feed(index, Input::Tick);
+        let node = &mut self.nodes[index as usize];
+        node.ticks = if node.tick_at == Some(self.now) { node.ticks + 1 } else { 0 };
+        assert!(node.ticks < TICKS_MAX, "worker {index} at {} asks for ticks without end: {why}", self.now);
+    }
+
+    fn deliver(&mut self, letter: Letter) {
+        let Letter { to, epoch, input } = letter;
+        if self.fabric.lives[to as usize] != Some(epoch) {
+            self.lost_letters += 1;
+            self.return_to_sender(to, input);
+            return;
+        }
+        if let Input::Peer { id, up } = &input {
+            self.nodes[to as usize].seen[id.0 as usize] = *up;
+        }
+        self.feed(to, input);
+    }
+
+    fn post(&mut self, to: u32, latency_ns: u64, input: Input) {
+        let Some(epoch) = self.fabric.lives[to as usize] else {
+            self.lost_letters += 1;
+            self.return_to_sender(to, input);
+            return;
+        };
+        self.post_to(to, epoch, latency_ns, input);
+    }
+
+    fn post_to(&mut self, to: u32, epoch: Epoch, latency_ns: u64, input: Input) {
+        self.fabric.heap.push(self.now.after_ns(latency_ns), Mark::Letter(Box::new(Letter { to, epoch, input })));
+    }
+
+    fn advance_links(&mut self) {
+        let mut done = std::mem::take(&mut self.flows_done);
+        self.fabric.links.advance(self.now, &mut done);
+        for flow in done.drain(..) {
+            let Some(place) = self.fabric.flow_ended(flow) else { continue };
+            self.nodes[place.node as usize].lanes.on_flow(self.now, place.seq, &mut self.fabric);
+            self.drain(place.node);
+        }
+        self.flows_done = done;
+    }
+
+    fn advance_disks(&mut self) {
+        let mut done = std::mem::take(&mut self.jobs_done);
+        for depot in 0..self.fabric.depots.len() {
+            self.fabric.depots[depot].disk.advance(self.now, &mut done);
+            for job in done.drain(..) {
+                let Some(place) = self.fabric.job_ended(depot, job) else { continue };
+                self.nodes[place.node as usize].lanes.on_job(self.now, place.seq, &mut self.fabric);
+                self.drain(place.node);
+            }
+        }
+        self.jobs_done = done;
+        self.fabric.has_disk_jobs = true;
+    }
+}
+
+/// The path over these links, added where they are new.
+fn path(fabric: &mut Fabric, names: &mut Vec<String>, links: &[LinkSetup]) -> Path {
+    let mut ids: Vec<LinkId> = Vec::new();
+    for link in links {
+        let index = names.iter().position(|name| *name == link.name).unwrap_or_else(|| {
+            names.push(link.name.clone());
+            fabric.links.add(&link.name, link.bytes_per_second).0 as usize
+        });
+        ids.push(LinkId(index as u32));
+    }
+    Path::new(&ids)
+}
+
+/// Events between two calls of a progress report.
+const EVENTS_PER_REPORT: u64 = 65_536;
+/// Ticks in a row at one instant beyond which a machine counts as stuck.
+const TICKS_MAX: u32 = 1_000_000;
