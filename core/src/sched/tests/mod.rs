@@ -45,7 +45,7 @@ fn toy(pages: u32, change: impl Fn(&mut WorkerConfig)) -> Toy {
 }
 
 fn transfer(config: &WorkerConfig) -> Transfer {
-    Transfer::new(config.transfer.clone(), config.epoch, config.mode, config.kv.root)
+    Transfer::new(config.transfer.clone(), config.mode, config.epoch, config.kv.root)
 }
 
 fn settle_transfer(transfer: &mut Transfer, cx: &mut Cx<'_>) -> Vec<TransferEvent> {

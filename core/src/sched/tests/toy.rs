@@ -77,7 +77,7 @@ impl Toy {
     pub(super) fn new(config: WorkerConfig) -> Self {
         config.check().expect("the test's configuration is in range");
         Self {
-            bench: Bench::new(Cost::default()),
+            bench: Bench::new(Cost::fixed(2_000_000, 20_000, 10_000_000, 1 << 20)),
             sched: Sched::new(&config),
             kv: Kv::new(config.kv.clone()),
             transfer: super::transfer(&config),
