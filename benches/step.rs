@@ -92,8 +92,8 @@ impl World {
         let mut world = Self {
             sched: Sched::new(&config),
             kv: Kv::new(config.kv.clone()),
-            transfer: Transfer::new(config.transfer.clone(), config.epoch, config.mode, config.kv.root),
-            cost: Cost::default(),
+            transfer: Transfer::new(config.transfer.clone(), config.mode, config.epoch, config.kv.root),
+            cost: Cost::fixed(2_000_000, 20_000, 5_000_000, 1 << 20),
             rng: Rng::new(1, Stream::Schedule, 0),
             metrics: Metrics::default(),
             ops: Ops::new(Epoch(0)),

@@ -5,7 +5,6 @@
 //! everything behind it waits. A request that waits for L3, or for a leader that computes its prefix, blocks nobody.
 
 use alloc::boxed::Box;
-use alloc::vec::Vec;
 
 use crate::cx::Cx;
 use crate::event::Event;
@@ -14,7 +13,7 @@ use crate::transfer::Transfer;
 
 use super::batch::Draft;
 use super::budget::Room;
-use super::queue::Pick;
+use super::queue::{Pick, Queue};
 use super::seq::{State, pages};
 use super::{Sched, Wait, policy};
 
@@ -28,111 +27,106 @@ enum Verdict {
     Memory,
 }
 
-impl Sched {
-    /// Admits to the forward that is being drafted, as long as it has tokens to give.
-    pub(super) fn admit(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, draft: &mut Draft) {
-        if self.queue.is_empty() || !self.has_turn(draft) {
-            return;
-        }
-        let mut room = self.room();
-        while let Some(slot) = self.queue.front() {
-            if !self.has_turn(draft) || self.try_admit(cx, kv, slot, true, &mut room) != Verdict::Admitted {
-                return;
-            }
-            self.begin(cx, slot, draft);
-        }
-        let mut picks = core::mem::take(&mut self.picks);
-        while self.has_turn(draft) && self.queue.len() > 0 {
-            self.pick(cx, kv, false, &mut picks);
-            let is_full = policy::is_full(self.config.policy, &picks);
-            let mut blocked = None;
-            let mut admitted = 0;
-            for pick in &picks {
-                if !self.has_turn(draft) {
-                    break;
-                }
-                match self.try_admit(cx, kv, pick.slot, blocked.is_none(), &mut room) {
-                    Verdict::Admitted => {
-                        admitted += 1;
-                        self.begin(cx, pick.slot, draft);
-                        let count = blocked.map_or(0, |order| self.queue.overtake(order));
-                        if count >= self.config.bypass_max && blocked.is_some() {
-                            break;
-                        }
-                    }
-                    Verdict::Elsewhere => {}
-                    Verdict::Memory => {
-                        let order = *blocked.get_or_insert(pick.order);
-                        if self.queue.overtaken(order) >= self.config.bypass_max {
-                            break;
-                        }
-                    }
-                }
-            }
-            if admitted < picks.len() || !is_full {
-                break;
-            }
-        }
-        self.picks = picks;
-    }
+/// What admission is for, which decides the queue.
+pub(super) enum Work<'a> {
+    /// Prompts that are computed here, from the forward that is being drafted on.
+    Compute(&'a mut Draft),
+    /// Decode legs, whose prefill workers are asked to fill the pages. Needs no forward, so it does not wait for one.
+    Receive(&'a mut Transfer),
+}
 
-    /// Leases pages for decode legs and asks their prefill workers to fill them. Needs no forward, so it does not wait
-    /// for one.
-    pub(super) fn admit_sinks(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer) {
-        if self.sinks.is_empty() || self.admitted >= self.config.max_running_requests {
+impl Sched {
+    /// Admits as long as there is a turn to give.
+    pub(super) fn admit(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, mut work: Work<'_>) {
+        let sinks = matches!(work, Work::Receive(_));
+        if self.line(sinks).is_empty() || !self.has_turn(&work) {
             return;
         }
         let mut room = self.room();
         // What is retracted comes back first, yet sinks whose pages are leased go on regardless (sglang S-139).
-        if let Some(slot) = self.queue.front() {
+        if sinks && let Some(slot) = self.queue.front() {
             room.promised += u64::from(pages(self.slots.at(slot).tokens_first(), self.page_size));
         }
-        while let Some(slot) = self.sinks.front() {
-            if self.admitted >= self.config.max_running_requests
-                || self.try_admit(cx, kv, slot, true, &mut room) != Verdict::Admitted
-            {
+        while let Some(slot) = self.line(sinks).front() {
+            if !self.has_turn(&work) || self.try_admit(cx, kv, slot, true, &mut room) != Verdict::Admitted {
                 return;
             }
-            self.want(cx, kv, transfer, slot);
-        }
-        if self.sinks.len() == 0 {
-            return;
+            self.begin(cx, kv, slot, &mut work);
         }
         let mut picks = core::mem::take(&mut self.picks);
-        self.pick(cx, kv, true, &mut picks);
-        let mut blocked = None;
-        for pick in &picks {
-            if self.admitted >= self.config.max_running_requests {
+        while self.has_turn(&work) && !self.line(sinks).is_empty() {
+            policy::order(&self.config, self.line(sinks), &self.slots, kv, cx, &mut picks);
+            let admitted = self.admit_picks(cx, kv, &picks, &mut room, &mut work);
+            if admitted < picks.len() || !policy::is_full(self.config.policy, &picks) {
                 break;
-            }
-            match self.try_admit(cx, kv, pick.slot, blocked.is_none(), &mut room) {
-                Verdict::Admitted => {
-                    let count = blocked.map_or(0, |order| self.sinks.overtake(order));
-                    self.want(cx, kv, transfer, pick.slot);
-                    if count >= self.config.bypass_max && blocked.is_some() {
-                        break;
-                    }
-                }
-                Verdict::Elsewhere => {}
-                Verdict::Memory => {
-                    let order = *blocked.get_or_insert(pick.order);
-                    if self.sinks.overtaken(order) >= self.config.bypass_max {
-                        break;
-                    }
-                }
             }
         }
         self.picks = picks;
     }
 
-    fn pick(&self, cx: &mut Cx<'_>, kv: &Kv, sinks: bool, picks: &mut Vec<Pick>) {
-        let queue = if sinks { &self.sinks } else { &self.queue };
-        let config = &self.config;
-        policy::order(config.policy, config.sort_max, queue, &self.slots, kv, cx.now, cx.rng, picks);
+    /// Tries requests of the line in this order. Returns how many were admitted.
+    fn admit_picks(
+        &mut self,
+        cx: &mut Cx<'_>,
+        kv: &mut Kv,
+        picks: &[Pick],
+        room: &mut Room,
+        work: &mut Work<'_>,
+    ) -> usize {
+        let sinks = matches!(work, Work::Receive(_));
+        let mut admitted = 0;
+        let mut blocked = None;
+        for pick in picks {
+            let is_overtaken = |order| self.line(sinks).overtaken(order) >= self.config.bypass_max;
+            if !self.has_turn(work) || blocked.is_some_and(is_overtaken) {
+                break;
+            }
+            match self.try_admit(cx, kv, pick.slot, blocked.is_none(), room) {
+                Verdict::Admitted => {
+                    admitted += 1;
+                    if let Some(order) = blocked {
+                        self.line_mut(sinks).overtake(order);
+                    }
+                    self.begin(cx, kv, pick.slot, work);
+                }
+                Verdict::Elsewhere => {}
+                Verdict::Memory => _ = blocked.get_or_insert(pick.order),
+            }
+        }
+        admitted
     }
 
-    fn has_turn(&self, draft: &Draft) -> bool {
-        draft.budget >= self.page_size && self.admitted < self.config.max_running_requests
+    /// What an admitted sequence is admitted to.
+    fn begin(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, slot: u32, work: &mut Work<'_>) {
+        match work {
+            Work::Receive(transfer) => self.want(cx, kv, transfer, slot),
+            Work::Compute(draft) => {
+                self.announce(cx, slot);
+                let sequence = self.slots.at_mut(slot);
+                sequence.state = State::Prefilling;
+                if let Some(&first) = sequence.prompt.keys.first() {
+                    self.leaders.entry(first).or_insert(slot);
+                }
+                self.prefilling.push(slot);
+                self.add_chunk(cx, slot, draft);
+            }
+        }
+    }
+
+    fn has_turn(&self, work: &Work<'_>) -> bool {
+        let has_budget = match work {
+            Work::Compute(draft) => draft.budget >= self.page_size,
+            Work::Receive(_) => true,
+        };
+        has_budget && self.admitted < self.config.max_running_requests
+    }
+
+    const fn line(&self, sinks: bool) -> &Queue {
+        if sinks { &self.sinks } else { &self.queue }
+    }
+
+    const fn line_mut(&mut self, sinks: bool) -> &mut Queue {
+        if sinks { &mut self.sinks } else { &mut self.queue }
     }
 
     /// What admitted sequences have been promised, counted once per pass.
@@ -220,24 +214,12 @@ impl Sched {
         sequence.settle_in(lease);
         sequence.served = Some(Box::new(served));
         let order = sequence.order.take();
-        let queue = if whole { &mut self.sinks } else { &mut self.queue };
+        let queue = self.line_mut(whole);
         match order {
             Some(order) => queue.remove(order),
             None => queue.remove_front(slot),
         }
         Verdict::Admitted
-    }
-
-    /// An admitted prompt is computed here from this forward on.
-    fn begin(&mut self, cx: &mut Cx<'_>, slot: u32, draft: &mut Draft) {
-        self.announce(cx, slot);
-        let sequence = self.slots.at_mut(slot);
-        sequence.state = State::Prefilling;
-        if let Some(&first) = sequence.prompt.keys.first() {
-            self.leaders.entry(first).or_insert(slot);
-        }
-        self.prefilling.push(slot);
-        self.add_chunk(cx, slot, draft);
     }
 
     /// Tells the client, once, where its prompt's KV comes from.

@@ -23,6 +23,7 @@ use crate::op::{Command, Fault, Outcome, Run};
 use crate::transfer::Transfer;
 
 use super::Sched;
+use super::admit::Work;
 use super::seq::State;
 
 /// A sequence's share of a forward in flight.
@@ -83,7 +84,7 @@ impl Sched {
             self.add_chunk(cx, slot, &mut draft);
             index += usize::from(self.prefilling.get(index) == Some(&slot));
         }
-        self.admit(cx, kv, &mut draft);
+        self.admit(cx, kv, Work::Compute(&mut draft));
         if draft.rows.is_empty() && !is_mixed {
             self.secure(cx, kv, transfer);
             decoding = self.running.len();

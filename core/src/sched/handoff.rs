@@ -7,7 +7,6 @@
 //!                       └ SinkFailed: old pages into quarantine, front of the queue for a prefill here
 //! ```
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use crate::config::Mode;
@@ -33,7 +32,7 @@ impl Sched {
                     self.enqueue(cx, kv, slot, false);
                 }
             }
-            TransferEvent::Asked { from, want } => self.asked(cx, kv, transfer, from, want),
+            TransferEvent::Asked { from, want } => self.asked(cx, kv, transfer, from, *want),
             TransferEvent::Sent { request } => {
                 let Some(&slot) = self.by_request.get(&request) else { return };
                 self.slots.at_mut(slot).has_room = false;
@@ -205,7 +204,7 @@ impl Sched {
     }
 
     /// A sink asks for a prompt that no router announced.
-    fn asked(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer, from: WorkerId, want: Box<Want>) {
+    fn asked(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer, from: WorkerId, want: Want) {
         let (request, room, generation) = (want.request, want.room, want.generation);
         let submit = want.prompt.filter(|prompt| prompt.length == want.length).map(|prompt| Submit {
             request,

@@ -206,7 +206,7 @@ impl Sched {
         }
         self.wake = None;
         self.was_starved = self.starved.take().is_some();
-        self.admit_sinks(cx, kv, transfer);
+        self.admit(cx, kv, admit::Work::Receive(transfer));
         while self.flights.len() < self.flights_max && self.launch(cx, kv, transfer) {}
         if self.slots.len() == 0 {
             self.ratio.reset();

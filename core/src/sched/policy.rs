@@ -6,7 +6,8 @@
 
 use alloc::vec::Vec;
 
-use crate::config::SchedulePolicy;
+use crate::config::{SchedConfig, SchedulePolicy};
+use crate::cx::Cx;
 use crate::id::PageKey;
 use crate::kv::Kv;
 use crate::op::Prompt;
@@ -33,26 +34,24 @@ pub(super) fn weight(policy: SchedulePolicy, priority: i32, service_ns: u64) -> 
 
 /// Fills `picks` with the requests to try next, best first. True if another pass may find more.
 pub(super) fn order(
-    policy: SchedulePolicy,
-    sort_max: u32,
+    config: &SchedConfig,
     queue: &Queue,
     slots: &Slab,
     kv: &Kv,
-    now: Instant,
-    rng: &mut Rng,
+    cx: &mut Cx<'_>,
     picks: &mut Vec<Pick>,
 ) {
     picks.clear();
-    let few = queue.len() <= sort_max as usize;
-    match policy {
+    let few = queue.len() <= config.sort_max as usize;
+    match config.policy {
         SchedulePolicy::Lpm if few => longest_first(queue, picks, |slot| cached(kv, &slots.at(slot).prompt)),
         SchedulePolicy::DfsWeight if few => depth_first(queue, picks, |slot| &slots.at(slot).prompt.keys),
         SchedulePolicy::Fcfs | SchedulePolicy::Lpm | SchedulePolicy::DfsWeight => {
             picks.extend(queue.iter().take(PICKS_MAX));
         }
-        SchedulePolicy::Random => shuffled(queue, rng, picks),
+        SchedulePolicy::Random => shuffled(queue, cx.rng, picks),
         SchedulePolicy::Priority => best(queue, picks, |a, b| a.weight > b.weight),
-        SchedulePolicy::Hrrn => best(queue, picks, |a, b| has_higher_ratio(a, b, now)),
+        SchedulePolicy::Hrrn => best(queue, picks, |a, b| has_higher_ratio(a, b, cx.now)),
     }
 }
 

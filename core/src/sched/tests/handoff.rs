@@ -2,6 +2,8 @@
 
 use std::vec::Vec;
 
+use proptest::prelude::*;
+
 use crate::config::{Mode, WorkerConfig};
 use crate::event::{Event, Finish};
 use crate::id::{Epoch, RequestId, Room, WorkerId};
@@ -80,7 +82,7 @@ impl Cluster {
     }
 
     /// Completes one command of each worker.
-    fn work(&mut self, fault: impl Fn(u32, &Command) -> Option<Fault>) -> bool {
+    fn work(&mut self, mut fault: impl FnMut(u32, &Command) -> Option<Fault>) -> bool {
         let mut any = false;
         for id in 0..self.toys.len() {
             if self.down.contains(&(id as u32)) {
@@ -126,6 +128,30 @@ impl Cluster {
             }
         }
         panic!("it never comes to rest");
+    }
+
+    /// Every message and completion in any order, and whatever may go wrong.
+    fn act(&mut self, action: &Action, request: u64) {
+        let count = self.toys.len();
+        match *action {
+            Action::Submit { family, prompt, limit, prefill } => {
+                self.submit(request, &words(family, prompt), limit, 1 + prefill);
+            }
+            Action::Cancel { worker, request } => {
+                if !self.down.contains(&(worker as u32)) {
+                    self.toys[worker % count].cancel(request);
+                }
+            }
+            Action::Deliver => _ = self.deliver(),
+            Action::Work { fails } => {
+                _ = self.work(|id, _| (fails == Some(id)).then_some(Fault::Device));
+            }
+            Action::Kill => {
+                if self.down.is_empty() {
+                    self.kill(1);
+                }
+            }
+        }
     }
 
     fn check_rest(&self) {
@@ -203,15 +229,15 @@ fn a_failure_on_the_prefill_worker_does_not_fail_the_request() {
         for prefills in 1..3 {
             let mut cluster = Cluster::new(prefills, 64, |_| {});
             cluster.submit(1, &words(1, 50), 6, 1);
-            let count = core::cell::Cell::new(0);
+            let mut count = 0;
             loop {
                 let is_delivered = cluster.deliver();
                 let is_worked = cluster.work(|id, _| {
                     if id != 1 {
                         return None;
                     }
-                    count.set(count.get() + 1);
-                    (count.get() - 1 == place).then_some(Fault::Device)
+                    count += 1;
+                    (count - 1 == place).then_some(Fault::Device)
                 });
                 if !is_delivered && !is_worked {
                     break;
@@ -275,4 +301,52 @@ fn a_room_in_use_is_refused_at_the_door_of_the_prefill_worker() {
     cluster.toys[1].cancel(1);
     cluster.run();
     cluster.check_rest();
+}
+
+#[derive(Clone, Debug)]
+enum Action {
+    Submit { family: u32, prompt: u32, limit: u32, prefill: u32 },
+    Cancel { worker: usize, request: u64 },
+    Deliver,
+    Work { fails: Option<u32> },
+    Kill,
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        4 => (0..3_u32, 1..40_u32, 1..12_u32, 0..2_u32)
+            .prop_map(|(family, prompt, limit, prefill)| Action::Submit { family, prompt, limit, prefill }),
+        1 => (0..3_usize, 0..12_u64).prop_map(|(worker, request)| Action::Cancel { worker, request }),
+        8 => Just(Action::Deliver),
+        8 => Just(Action::Work { fails: None }),
+        1 => (0..3_u32).prop_map(|id| Action::Work { fails: Some(id) }),
+        1 => Just(Action::Kill),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn both_legs_of_every_request_end_once_and_every_page_comes_back(
+        actions in prop::collection::vec(action(), 1..80),
+        (pages, clip) in (14..40_u32, 1..12_u32),
+        host in 0..20_u32,
+    ) {
+        let mut cluster = Cluster::new(2, pages, |config| {
+            config.sched.clip_max_new_tokens = clip;
+            config.sched.reserve_steps = 2;
+            config.kv.host_pages = host;
+        });
+        let mut requests = 0;
+        for action in &actions {
+            cluster.act(action, requests);
+            requests += u64::from(matches!(action, Action::Submit { .. }));
+        }
+        cluster.run();
+        for request in 0..requests {
+            cluster.toys[0].check_answer(request);
+        }
+        cluster.check_rest();
+    }
 }

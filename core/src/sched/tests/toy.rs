@@ -11,7 +11,7 @@ use crate::cost::Cost;
 use crate::cx::Owner;
 use crate::event::{Event, Finish};
 use crate::id::{GpuPage, HostPage, OpId, PageKey, RequestId, Token, WorkerId};
-use crate::kv::Kv;
+use crate::kv::{Kv, Lease};
 use crate::message::Message;
 use crate::op::{Command, Fault, LaneKind, Leg, Outcome, Output, Prompt, Run, Submit};
 use crate::sched::Sched;
@@ -41,6 +41,8 @@ pub(super) struct Toy {
     /// Pages that have arrived at peers.
     pub(super) pushed: Vec<(WorkerId, GpuPage, Vec<u64>)>,
     failed: BTreeSet<OpId>,
+    /// Leases that the scheduler does not know.
+    pub(super) outside: Vec<Lease>,
     pub(super) device: BTreeMap<GpuPage, Vec<u64>>,
     host: BTreeMap<HostPage, Vec<u64>>,
     /// Requests under which a forward failed, until their table is told again: what they compute means nothing.
@@ -77,7 +79,7 @@ impl Toy {
     pub(super) fn new(config: WorkerConfig) -> Self {
         config.check().expect("the test's configuration is in range");
         Self {
-            bench: Bench::new(Cost::fixed(2_000_000, 20_000, 10_000_000, 1 << 30)),
+            bench: Bench::new(Cost::fixed(2_000_000, 20_000, 10_000_000, 1 << 20)),
             sched: Sched::new(&config),
             kv: Kv::new(config.kv.clone()),
             transfer: super::transfer(&config),
@@ -88,6 +90,7 @@ impl Toy {
             sent: VecDeque::new(),
             pushed: Vec::new(),
             failed: BTreeSet::new(),
+            outside: Vec::new(),
             device: BTreeMap::new(),
             host: BTreeMap::new(),
             poisoned: BTreeSet::new(),
@@ -158,7 +161,7 @@ impl Toy {
             }
         }
         self.sched.check();
-        self.kv.check(self.sched.leases().chain(self.transfer.quarantined()));
+        self.kv.check(self.sched.leases().chain(self.transfer.quarantined()).chain(&self.outside));
     }
 
     pub(super) fn route(&mut self, events: Vec<TransferEvent>) {
@@ -341,11 +344,15 @@ impl Toy {
     }
 
     pub(super) fn tokens(&self, request: u64) -> Vec<Token> {
-        let of = |(other, event): &(RequestId, Event)| match event {
-            Event::Token(token) if *other == RequestId(request) => Some(*token),
-            _ => None,
-        };
-        self.events.iter().filter_map(of).collect()
+        let mut tokens = Vec::new();
+        for (other, event) in &self.events {
+            if let Event::Token(token) = event
+                && *other == RequestId(request)
+            {
+                tokens.push(*token);
+            }
+        }
+        tokens
     }
 
     pub(super) fn of(&self, request: u64) -> Vec<Event> {
