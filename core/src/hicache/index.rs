@@ -48,7 +48,8 @@ impl Index {
         Self { entries: BTreeMap::new(), order: BTreeSet::new(), present: 0, pages_max, uses: 0, foreign: 0, torn: 0 }
     }
 
-    const fn has_quota(&self) -> bool {
+    /// True if the order of use matters.
+    pub(crate) const fn has_quota(&self) -> bool {
         self.pages_max != u64::MAX
     }
 
@@ -93,19 +94,21 @@ impl Index {
         }
     }
 
-    /// Notes a use, where the order matters.
-    pub(crate) fn touch(&mut self, key: PageKey, stamp: u64, depth: u32) {
+    /// Notes a use of page `depth` of a chain, where the order matters. False if it was noted before, or there is
+    /// nothing to note.
+    pub(crate) fn touch(&mut self, key: PageKey, stamp: u64, depth: u32) -> bool {
         if !self.has_quota() {
-            return;
+            return false;
         }
-        let Some(entry) = self.entries.get_mut(&key) else { return };
-        if entry.state != Stored::Present {
-            return;
-        }
+        let Some(entry) = self.entries.get_mut(&key) else { return false };
         let rank = (stamp, u32::MAX - depth);
+        if entry.state != Stored::Present || entry.rank >= rank {
+            return false;
+        }
         self.order.remove(&(entry.rank, key));
         entry.rank = rank;
         self.order.insert((rank, key));
+        true
     }
 
     pub(crate) fn remove(&mut self, key: PageKey) -> Option<Stored> {

@@ -202,11 +202,27 @@ impl HiCache {
                 self.index.set(key, Stored::Present, (stamp, u32::MAX - tiers.radix.depth(page)));
             }
         }
+        self.refresh_ancestors(tiers, pages, stamp);
         for &page in pages.iter().rev() {
             let key = tiers.radix.key(page);
             tiers.unpin_host(page);
             if tiers.radix.contains(page) && tiers.radix.key(page) == key && self.gives_up_host_copy(tiers, page, key) {
                 tiers.drop_host_failed(page);
+            }
+        }
+    }
+
+    /// Under a quota a page must not look older than the pages behind it: what goes first is the end of a chain.
+    fn refresh_ancestors(&mut self, tiers: &Tiers, pages: &[PageId], stamp: u64) {
+        if !self.index.has_quota() {
+            return;
+        }
+        for &page in pages {
+            let mut above = tiers.radix.parent(page);
+            while let Some(page) = above
+                && self.index.touch(tiers.radix.key(page), stamp, tiers.radix.depth(page))
+            {
+                above = tiers.radix.parent(page);
             }
         }
     }

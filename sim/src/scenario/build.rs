@@ -43,7 +43,8 @@ const LINGER: Duration = Duration::from_secs(30);
 /// # Errors
 /// The first thing that is wrong.
 pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
-    let root = if folder.join("hw").is_dir() { folder.to_path_buf() } else { Path::new("scenarios").to_path_buf() };
+    // The library of the scenario's own folder or of one above it; else that of a checkout.
+    let root = folder.ancestors().find(|above| above.join("hw").is_dir()).unwrap_or_else(|| Path::new("scenarios"));
     let library = Library::new(root);
     let model = library.model(&file.model).map_err(|error| named("model", &error))?;
     let wires = Wires::new(&library, &file.network)?;

@@ -1,0 +1,70 @@
+//! Every file of `scenarios/` is run, held to its gates, and gives the same hash when it is run again.
+
+use std::path::Path;
+
+use pd::sim::report;
+use pd::sim::scenario::{self, Overrides};
+use pd::sim::world::World;
+
+use crate::{root, scenario_files};
+
+fn run(path: &Path, check: bool) -> Vec<(String, u64, Vec<String>)> {
+    let overrides = Overrides::default();
+    let cases = scenario::load(path, &overrides).unwrap_or_else(|error| panic!("{error}"));
+    cases
+        .into_iter()
+        .map(|mut case| {
+            case.setup.check = case.setup.check && check;
+            let outcome = World::new(case.setup).run();
+            let values = report::values(&outcome);
+            let mut problems: Vec<String> = case
+                .gates
+                .iter()
+                .filter_map(|gate| gate.check(&values).err())
+                .map(|broken| format!("{}: gate {} found {}", case.name, broken.gate, broken.found))
+                .collect();
+            problems.extend(outcome.violations.iter().map(|violation| format!("{}: {violation:?}", case.name)));
+            (case.name, outcome.hash, problems)
+        })
+        .collect()
+}
+
+#[test]
+fn every_scenario_passes_its_gates_and_checkers_change_nothing() {
+    let mut problems = Vec::new();
+    let mut count = 0;
+    for path in scenario_files() {
+        for ((name, hash, broken), (_, unchecked, _)) in run(&path, true).into_iter().zip(run(&path, false)) {
+            count += 1;
+            problems.extend(broken);
+            if hash != unchecked {
+                problems.push(format!("{name}: hash {hash:016x} with checkers, {unchecked:016x} without"));
+            }
+        }
+    }
+    assert!(count >= 20, "only {count} runs were found");
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn another_seed_gives_another_run() {
+    let path = root().join("scenarios/one_p_one_d.toml");
+    let hash = |seed| {
+        let overrides = Overrides { seed: Some(seed), ..Overrides::default() };
+        let case = scenario::load(&path, &overrides).unwrap().remove(0);
+        World::new(case.setup).run().hash
+    };
+    assert_ne!(hash(1), hash(2));
+    assert_eq!(hash(3), hash(3));
+}
+
+/// The hash of each scenario, as debug, release and any other platform must compute it. A change of behaviour changes
+/// them: bless with `INSTA_UPDATE=always`, in a commit of its own that says why.
+#[test]
+fn hashes_are_those_that_were_recorded() {
+    let mut lines = Vec::new();
+    for path in scenario_files() {
+        lines.extend(run(&path, false).into_iter().map(|(name, hash, _)| format!("{hash:016x}  {name}")));
+    }
+    insta::assert_snapshot!("hashes", lines.join("\n"));
+}
