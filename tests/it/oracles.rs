@@ -34,10 +34,7 @@ fn wait(outcome: &Outcome) -> (f64, f64) {
 }
 
 fn queue(rho: f64, requests: u64, exponential: bool) -> (f64, f64) {
-    let mut set = vec![
-        format!("load.0.rate={:.0}/s", rho * 1000.0),
-        format!("load.0.requests={requests}"),
-    ];
+    let mut set = vec![format!("load.0.rate={:.0}/s", rho * 1000.0), format!("load.0.requests={requests}")];
     if exponential {
         // 1,000 tokens of 1 us each in the mean: the same mean service time, now exponential.
         set.push("load.0.prompt_tokens={ exponential = { mean = 1000, max = 60_000 } }".to_owned());

@@ -51,7 +51,12 @@ fn every_file_says_what_it_is_for() {
 #[test]
 fn nothing_is_left_unfinished_or_switched_off() {
     // Spelt so that this file does not find itself.
-    let marks = ["to".to_owned() + "do!(", "unimpl".to_owned() + "emented!(", "#[ig".to_owned() + "nore", "FIX".to_owned() + "ME"];
+    let marks = [
+        "to".to_owned() + "do!(",
+        "unimpl".to_owned() + "emented!(",
+        "#[ig".to_owned() + "nore",
+        "FIX".to_owned() + "ME",
+    ];
     let mut found = Vec::new();
     for path in all_sources() {
         let text = fs::read_to_string(&path).expect("a readable file");

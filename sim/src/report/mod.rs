@@ -247,10 +247,8 @@ fn word(debug: &str) -> String {
 /// The report as one JSON object: name, hash, values and the gates that did not hold.
 #[must_use]
 pub fn json(name: &str, outcome: &Outcome, values: &Values, broken: &[crate::scenario::expect::Broken]) -> String {
-    let broken: Vec<_> = broken
-        .iter()
-        .map(|broken| serde_json::json!({ "gate": broken.gate, "found": broken.found }))
-        .collect();
+    let broken: Vec<_> =
+        broken.iter().map(|broken| serde_json::json!({ "gate": broken.gate, "found": broken.found })).collect();
     serde_json::json!({
         "scenario": name,
         "hash": format!("{:016x}", outcome.hash),

@@ -75,13 +75,15 @@ fn latencies(outcome: &Outcome) -> Table {
 }
 
 fn requests(outcome: &Outcome) -> Table {
-    let mut table = table(&["request", "at", "prompt", "L1", "L2", "L3", "computed", "TTFT ms", "tokens", "end", "why not cached"]);
+    let mut table =
+        table(&["request", "at", "prompt", "L1", "L2", "L3", "computed", "TTFT ms", "tokens", "end", "why not cached"]);
     if let Some(column) = table.column_mut(10) {
         column.set_cell_alignment(CellAlignment::Left);
     }
     for (ordinal, record) in outcome.requests.iter().enumerate() {
         let served = super::served(record);
-        let part = |part: fn(&pd_core::event::Served) -> u32| served.map_or_else(String::new, |one| part(one).to_string());
+        let part =
+            |part: fn(&pd_core::event::Served) -> u32| served.map_or_else(String::new, |one| part(one).to_string());
         table.add_row(vec![
             ordinal.to_string(),
             format!("{:.1}s", record.arrival.0 as f64 / 1e9),
@@ -163,10 +165,8 @@ fn summary(outcome: &Outcome, values: &Values) -> Vec<(&'static str, String)> {
             ),
         ),
     ];
-    let mut misses: Vec<(f64, &str)> = values
-        .iter()
-        .filter_map(|(name, tokens)| Some((*tokens, name.strip_prefix("misses.")?)))
-        .collect();
+    let mut misses: Vec<(f64, &str)> =
+        values.iter().filter_map(|(name, tokens)| Some((*tokens, name.strip_prefix("misses.")?))).collect();
     misses.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
     if !misses.is_empty() {
         let texts: Vec<String> = misses.iter().map(|(tokens, reason)| format!("{reason} {tokens}")).collect();

@@ -16,7 +16,9 @@ use pd_core::time::{Instant, nanos};
 use super::schema::{Event, File, Network, Service, Storage, What, Worker};
 use crate::disk::DiskSpec;
 use crate::hardware::{Library, LoadError};
-use crate::setup::{Action, Change, LinkSetup, PagesOf, PathSetup, Setup, StepCost, StoreSetup, WireSetup, WorkerSetup};
+use crate::setup::{
+    Action, Change, LinkSetup, PagesOf, PathSetup, Setup, StepCost, StoreSetup, WireSetup, WorkerSetup,
+};
 
 /// What is wrong with a scenario, and the key that says it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -179,9 +181,8 @@ fn timed(bytes_per_second: u64) -> LinkCost {
 impl<'a> Group<'a> {
     fn new(library: &Library, model: &Model, table: &'a Worker, wires: &Wires) -> Result<Self, Problem> {
         let mut model = model.clone();
-        model.kv_dtype_bytes = kv_bytes(&table.dtype)?
-            .try_into()
-            .map_err(|_| Problem::at("dtype", "the element type is too wide"))?;
+        model.kv_dtype_bytes =
+            kv_bytes(&table.dtype)?.try_into().map_err(|_| Problem::at("dtype", "the element type is too wide"))?;
         let ideal = table.service.as_ref().is_some_and(|service| service.ideal_links);
         let fraction = per_mille("mem_fraction_static", table.mem_fraction_static, 1.0)?;
         let cost = match &table.service {
@@ -223,7 +224,8 @@ impl<'a> Group<'a> {
             Some(storage) => {
                 let disk = library.disk(&storage.disk).map_err(|error| named("disk", &error))?;
                 let service_ps = 1_000_000_000_000 / disk.read_operations_per_second;
-                let bytes_ps = page_bytes.saturating_mul(1000) / (disk.read_bytes_per_second.get() / 1_000_000_000).max(1);
+                let bytes_ps =
+                    page_bytes.saturating_mul(1000) / (disk.read_bytes_per_second.get() / 1_000_000_000).max(1);
                 LinkCost {
                     request_ns: disk.read_latency_ns,
                     descriptor_ps: service_ps.saturating_sub(bytes_ps),
@@ -448,7 +450,13 @@ const fn key_of(error: &ConfigError) -> &'static str {
     }
 }
 
-fn action(event: &Event, workers: &[WorkerSetup], stores: usize, model: &Model, file: &File) -> Result<Action, Problem> {
+fn action(
+    event: &Event,
+    workers: &[WorkerSetup],
+    stores: usize,
+    model: &Model,
+    file: &File,
+) -> Result<Action, Problem> {
     let worker = event.worker;
     let store = event.store;
     let needs_worker = matches!(
@@ -469,9 +477,8 @@ fn action(event: &Event, workers: &[WorkerSetup], stores: usize, model: &Model, 
         return Err(Problem::at("store", format!("an event names store {store}; there are {stores}")));
     }
     let pages = || {
-        let request = event
-            .request
-            .ok_or_else(|| Problem::at("do", "which pages? Say request = N and pages = [from, to]"))?;
+        let request =
+            event.request.ok_or_else(|| Problem::at("do", "which pages? Say request = N and pages = [from, to]"))?;
         let [from, to] = event.pages.unwrap_or([0, u32::MAX]);
         Ok(PagesOf::Prompt { request: RequestId(request), from, to })
     };

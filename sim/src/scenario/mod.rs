@@ -57,7 +57,8 @@ pub fn load(path: &Path, overrides: &Overrides) -> Result<Vec<Case>, ScenarioErr
             .split_once('=')
             .ok_or_else(|| ScenarioError::new(path, format!("--set {change}: write --set key=value")))?;
         let (key, value) = (key.trim(), parse_value(value.trim()));
-        set(&mut table, key, value).map_err(|problem| ScenarioError::new(path, format!("--set {change}: {problem}")))?;
+        set(&mut table, key, value)
+            .map_err(|problem| ScenarioError::new(path, format!("--set {change}: {problem}")))?;
     }
     let stem = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
     let mut cases = Vec::new();
@@ -101,9 +102,10 @@ fn case(
     file.seed = overrides.seed.unwrap_or(file.seed);
     let mut gates = Vec::new();
     for (key, gate) in &file.expect {
-        gates.push(Gate::parse(key, gate).map_err(|problem| {
-            ScenarioError::new(path, format!("[expect]: {problem}")).at_key(text, key)
-        })?);
+        gates.push(
+            Gate::parse(key, gate)
+                .map_err(|problem| ScenarioError::new(path, format!("[expect]: {problem}")).at_key(text, key))?,
+        );
     }
     if !gates.iter().any(Gate::fails_idle) {
         let problem = "[expect] has no gate that a run in which nothing happens would fail; \
@@ -111,14 +113,13 @@ fn case(
         return Err(ScenarioError::new(path, format!("{name}: {problem}")));
     }
     let folder = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-    let mut setup =
-        build::setup(&file, &folder).map_err(|problem| {
-            let mut error = ScenarioError::new(path, format!("{name}: {}", problem.message));
-            if let Some(key) = problem.key {
-                error = error.at_key(text, key);
-            }
-            error
-        })?;
+    let mut setup = build::setup(&file, &folder).map_err(|problem| {
+        let mut error = ScenarioError::new(path, format!("{name}: {}", problem.message));
+        if let Some(key) = problem.key {
+            error = error.at_key(text, key);
+        }
+        error
+    })?;
     if overrides.until.is_some() {
         setup.until = overrides.until;
     }
@@ -128,9 +129,7 @@ fn case(
 fn unreadable(path: &Path, error: &std::io::Error) -> ScenarioError {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     let mut names: Vec<String> = fs::read_dir(folder)
-        .map(|entries| {
-            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
-        })
+        .map(|entries| entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
         .unwrap_or_default();
     names.retain(|name| name.ends_with(".toml"));
     names.sort();
@@ -166,7 +165,10 @@ fn set(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
             let count = items.len();
             if let Some(index) = index {
                 let item = items.get_mut(index).ok_or_else(|| {
-                    format!("there are {count} items in \"{head}\", so the last one is {head}.{}", count.saturating_sub(1))
+                    format!(
+                        "there are {count} items in \"{head}\", so the last one is {head}.{}",
+                        count.saturating_sub(1)
+                    )
                 })?;
                 return set_item(item, head, field, value);
             }

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pd_core::config::{
-    HostPolicy, Mode, PrefetchPolicy, SchedulePolicy, StorageMode, TransferBackend, WritePolicy,
-};
+use pd_core::config::{HostPolicy, Mode, PrefetchPolicy, SchedulePolicy, StorageMode, TransferBackend, WritePolicy};
 use pd_core::evict::Policy as Eviction;
 use pd_core::router::Policy as RoutePolicy;
 use serde::Deserialize;
