@@ -175,7 +175,7 @@ impl Memory {
                 if written > read {
                     let filled = match tag {
                         Tag::Page { key: have, filled } if have == key => filled.max(written),
-                        _ => written,
+                        Tag::Page { .. } | Tag::Empty | Tag::Filling => written,
                     };
                     *self.slot(cell) = Tag::Page { key, filled };
                 }

@@ -15,9 +15,11 @@
 
 mod client;
 mod life;
+mod shell;
 #[cfg(test)]
 mod tests;
 
+use pd_core::config::TransferBackend;
 use pd_core::id::Epoch;
 use pd_core::op::{Input, Output};
 use pd_core::pump::{NoTap, Pump};
@@ -32,7 +34,7 @@ use crate::link::{FlowId, LinkId, Path};
 use crate::memory::{Memory, Violation};
 use crate::node::{Node, Serve};
 use crate::record::{Outcome, StoreRecord};
-use crate::setup::{Action, LinkSetup, PagesOf, Setup};
+use crate::setup::{Action, LinkSetup, PagesOf, Setup, WorkerSetup};
 use crate::store::Store;
 
 /// A deployment of real workers and its clients.
@@ -86,7 +88,9 @@ impl<M: Serve> WorldOf<M> {
             let disk = Disk::new(store.disk);
             fabric.depots.push(Depot::new(store.name.clone(), disk, Store::new(store.bytes_max), store.query_ns));
         }
-        if setup.check {
+        // A fake hand-off moves nothing: there is no content to check.
+        let is_fake = |worker: &WorkerSetup| worker.config.transfer.backend == TransferBackend::Fake;
+        if setup.check && !setup.workers.iter().any(is_fake) {
             fabric.memory = Some(Memory::new(setup.answer));
         }
         let mut nodes: Vec<Node<M>> = Vec::new();

@@ -1,0 +1,190 @@
+//! The shell of the router: arrivals go to it as asks, its routes become submits, its refusals ends.
+//!
+//! Without a router all requests go to the only worker, and wait for it while it is down.
+
+use pd_core::event::Finish;
+use pd_core::id::{RequestId, WorkerId};
+use pd_core::op::{Input, Leg};
+use pd_core::router::{Ask, Route, RouteFault, RouterInput, RouterOutput};
+
+use super::WorldOf;
+use crate::lane::{Mark, Text};
+use crate::node::Serve;
+use crate::record::End;
+
+impl<M: Serve> WorldOf<M> {
+    /// The next arrivals are due.
+    pub(super) fn arrive(&mut self) {
+        if self.clients.arrival_at != Some(self.now) {
+            return;
+        }
+        self.clients.arrival_at = None;
+        while let Some(request) = self.clients.arrive(self.now) {
+            let live = self.clients.live[request.0 as usize].as_ref().expect("a request is live when it arrives");
+            let record = &self.clients.records[request.0 as usize];
+            self.fabric.texts.push(Text { prompt: live.prompt.length, seed: live.seed });
+            if let Some(memory) = &mut self.fabric.memory {
+                memory.tell(request, &live.prompt, live.seed);
+            }
+            if let Some(router) = &self.router {
+                let ask = Ask {
+                    request,
+                    keys: live.prompt.keys.clone(),
+                    length: live.prompt.length,
+                    limit: record.limit,
+                    priority: live.priority,
+                    session: record.session,
+                };
+                let note = Mark::Note(Box::new(RouterInput::Submit(Box::new(ask))));
+                self.fabric.heap.push(self.now.after_ns(router.latency_ns), note);
+            } else {
+                self.submit_whole(request);
+            }
+        }
+        self.arm_arrival();
+    }
+
+    pub(super) fn arm_arrival(&mut self) {
+        let Some((at, _)) = self.clients.next_arrival() else { return };
+        let at = at.max(self.now);
+        if self.clients.arrival_at.is_none_or(|arrival_at| at < arrival_at) {
+            self.clients.arrival_at = Some(at);
+            self.fabric.heap.push(at, Mark::Arrival);
+        }
+    }
+
+    /// Without a router: to the only worker, as soon as it is up.
+    pub(super) fn submit_whole(&mut self, request: RequestId) {
+        if self.fabric.lives[0].is_none() {
+            self.clients.parked.push(request);
+            return;
+        }
+        let record = &self.clients.records[request.0 as usize];
+        let attempt = if record.routed.is_some() { record.retries + 1 } else { 0 };
+        if self.clients.open(self.now, request, attempt, None, 0) {
+            self.submit_leg(request, 0, Leg::Whole, 0);
+        } else {
+            self.end(request, End::Finished(Finish::Length));
+        }
+    }
+
+    pub(super) fn end(&mut self, request: RequestId, end: End) {
+        self.clients.end(self.now, request, end);
+        if self.clients.has_ended() {
+            self.arm_arrival();
+            self.end_if_idle();
+        }
+    }
+
+    /// The client of a request goes away.
+    pub(super) fn cancel(&mut self, request: RequestId) {
+        if self.clients.prompt(request).is_none() {
+            return;
+        }
+        if let Some(router) = &self.router {
+            let note = Mark::Note(Box::new(RouterInput::Cancel { request }));
+            self.fabric.heap.push(self.now.after_ns(router.latency_ns), note);
+        } else {
+            self.post(0, 0, Input::Cancel { request });
+        }
+    }
+
+    pub(super) fn feed_router(&mut self, input: RouterInput) {
+        let now = self.now;
+        if let RouterInput::Cancel { request } = input
+            && self.clients.prompt(request).is_none()
+        {
+            return;
+        }
+        let cancelled = if let RouterInput::Cancel { request } = input { Some(request) } else { None };
+        let Some(router) = &mut self.router else { return };
+        let outputs: Vec<RouterOutput> = router.pump.feed(now, input).collect();
+        for output in outputs {
+            match output {
+                RouterOutput::Route(route) => self.route(&route),
+                RouterOutput::Cancel { request, worker, .. } => {
+                    if self.clients.call_back(request, worker.0) {
+                        let latency_ns = self.router.as_ref().map_or(0, |router| router.latency_ns);
+                        self.post(worker.0, latency_ns, Input::Cancel { request });
+                    }
+                }
+                RouterOutput::Refuse { request, refusal } => self.end(request, End::NotRouted(refusal)),
+            }
+        }
+        if let Some(request) = cancelled {
+            self.end(request, End::Finished(Finish::Cancelled));
+        }
+        self.arm_router();
+    }
+
+    fn route(&mut self, route: &Route) {
+        let Route { request, attempt, prefill, decode, room, .. } = *route;
+        if !self.clients.open(self.now, request, attempt, prefill.map(|id| id.0), decode.0) {
+            let output = self.clients.records[request.0 as usize].tokens;
+            self.end(request, End::Finished(Finish::Length));
+            self.note(RouterInput::Finished { request, output });
+            return;
+        }
+        let latency_ns = self.router.as_ref().map_or(0, |router| router.latency_ns);
+        if let Some(prefill) = prefill {
+            self.submit_leg(request, decode.0, Leg::Decode { room, prefill }, latency_ns);
+            self.submit_leg(request, prefill.0, Leg::Prefill { room }, latency_ns);
+        } else {
+            self.submit_leg(request, decode.0, Leg::Whole, latency_ns);
+        }
+    }
+
+    fn submit_leg(&mut self, request: RequestId, node: u32, leg: Leg, latency_ns: u64) {
+        let page_size = self.nodes[node as usize].config.kv.page_size;
+        if let Some(submit) = self.clients.submit(request, leg, page_size) {
+            self.post(node, latency_ns, Input::Submit(Box::new(submit)));
+        }
+    }
+
+    /// What could not be delivered: the router hears that a submit met a closed door.
+    pub(super) fn return_to_sender(&mut self, to: u32, input: Input) {
+        let Input::Submit(submit) = input else { return };
+        let request = submit.request;
+        let Some(live) = &mut self.clients.live[request.0 as usize] else { return };
+        let is_open = live.close(to);
+        let attempt = live.attempt;
+        if self.router.is_none() {
+            if is_open {
+                self.clients.parked.push(request);
+            }
+        } else if is_open {
+            let output = self.clients.records[request.0 as usize].tokens;
+            let fault = RouteFault::Connection;
+            self.note(RouterInput::Failed { request, attempt, worker: WorkerId(to), fault, output });
+        }
+    }
+
+    pub(super) fn note(&mut self, input: RouterInput) {
+        if let Some(router) = &self.router {
+            self.fabric.heap.push(self.now.after_ns(router.latency_ns), Mark::Note(Box::new(input)));
+        }
+    }
+
+    pub(super) fn tick_router(&mut self) {
+        let now = self.now;
+        let Some(router) = &mut self.router else { return };
+        if router.tick_at != Some(now) {
+            return;
+        }
+        router.tick_at = None;
+        if router.pump.deadline().is_some_and(|(at, _)| at <= now) {
+            self.feed_router(RouterInput::Tick);
+        }
+        self.arm_router();
+    }
+
+    fn arm_router(&mut self) {
+        let Some(router) = &mut self.router else { return };
+        let Some((at, _)) = router.pump.deadline() else { return };
+        let at = at.max(self.now);
+        if router.tick_at.is_none_or(|tick_at| at < tick_at) {
+            router.tick_at = Some(at);
+            self.fabric.heap.push(at, Mark::RouterTick);
+        }
+    }
+}
