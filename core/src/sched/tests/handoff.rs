@@ -312,6 +312,7 @@ enum Action {
     Kill,
 }
 
+#[expect(clippy::disallowed_types, reason = "what the macro expands to")]
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         4 => (0..3_u32, 1..40_u32, 1..12_u32, 0..2_u32)
