@@ -146,6 +146,20 @@ impl Evictor {
         }
     }
 
+    /// The end of a use that was noted before: counts for recency only.
+    ///
+    /// # Panics
+    /// If the tier does not hold it.
+    pub fn refreshed(&mut self, page: PageId, stamp: u64) {
+        let entry = held(&mut self.table, page);
+        let before = *entry;
+        entry.last = entry.last.max(stamp);
+        match &mut self.order {
+            Order::Ordered(order) => order.moved(page, &before, entry),
+            Order::S3Fifo(_) => {}
+        }
+    }
+
     /// Raises the page's priority to at least `priority`.
     ///
     /// # Panics

@@ -356,6 +356,7 @@ impl Kv {
             {
                 residence.tokens = page_tokens.to_vec();
             }
+            let is_known = residence.device.is_some();
             match residence.device {
                 None => {
                     residence.dead = false;
@@ -380,7 +381,9 @@ impl Kv {
                 lease.entries.push(page.0);
             }
             self.tiers.l1.raise_priority(page, priority);
-            self.tiers.touch(page, stamp);
+            if is_known {
+                self.tiers.touch(page, stamp);
+            }
             if self.hicache.has_host() {
                 self.hicache.used(&mut self.tiers, page);
             }
@@ -411,7 +414,7 @@ impl Kv {
         for (index, &entry) in lease.entries.iter().enumerate().rev() {
             let page = PageId(entry);
             let own = lease.table[index];
-            self.tiers.touch(page, stamp);
+            self.tiers.refresh(page, stamp);
             let shared = self.tiers.radix.get(page).device;
             self.tiers.unpin_device(page);
             if shared != Some(own) {

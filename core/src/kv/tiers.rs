@@ -135,6 +135,18 @@ impl Tiers {
         }
     }
 
+    /// Notes the end of a use: what was used last leaves last.
+    pub(crate) fn refresh(&mut self, page: PageId, stamp: u64) {
+        let residence = self.radix.get(page);
+        let (device, host) = (residence.device.is_some(), residence.host.is_some());
+        if device {
+            self.l1.refreshed(page, stamp);
+        }
+        if host {
+            self.l2.refreshed(page, stamp);
+        }
+    }
+
     // ---- L1 ----------------------------------------------------------------------------------------------------
 
     /// Gives a page of the tree its device copy, which nothing pins yet.

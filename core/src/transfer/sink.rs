@@ -165,7 +165,6 @@ impl Sink {
             && handoff.length == room.prompt.length
             && handoff.last == room.prompt.keys.last().copied();
         if is_ours {
-            env.cx.metrics.handoffs_received += 1;
             self.land(env, attempt.room, handoff.token);
         } else {
             env.cx.mark("transfer.handoff_of_another");
@@ -176,6 +175,7 @@ impl Sink {
 
     fn land(&mut self, env: &mut Env<'_, '_>, id: Room, token: Token) {
         let room = self.close(env, id);
+        env.cx.metrics.handoffs_received += 1;
         env.events.push(TransferEvent::Landed { request: room.request, token });
     }
 

@@ -70,6 +70,8 @@ pub enum Mark {
     Start {
         /// Which.
         node: u32,
+        /// Into which life; not if the script has ended that one before it began.
+        epoch: Epoch,
     },
 }
 

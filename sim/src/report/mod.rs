@@ -69,7 +69,7 @@ impl Hits {
     #[must_use]
     pub fn of(outcome: &Outcome) -> Self {
         let mut hits = Self::default();
-        for served in outcome.requests.iter().filter_map(|record| record.served.as_deref()) {
+        for served in outcome.requests.iter().filter_map(served) {
             hits.prompt += u64::from(served.prompt);
             hits.device += u64::from(served.device);
             hits.host += u64::from(served.host);
@@ -83,6 +83,11 @@ impl Hits {
     pub const fn cached(&self) -> u64 {
         self.device + self.host + self.storage
     }
+}
+
+/// Where a prompt's KV came from: at the worker that computed it or, if no prefill did, at the decode worker.
+pub(crate) fn served(record: &Record) -> Option<&Served> {
+    record.served.as_deref().or(record.sink_served.as_deref())
 }
 
 fn milliseconds(ns: f64) -> f64 {
@@ -128,7 +133,9 @@ pub fn values(outcome: &Outcome) -> Values {
     put("requests.retractions", requests.iter().map(|record| f64::from(record.retractions)).sum());
     let output: u64 = requests.iter().map(|record| u64::from(record.tokens)).sum();
     let input: u64 = requests.iter().filter(|one| one.is_complete()).map(|one| u64::from(one.prompt_tokens)).sum();
-    let seconds = (outcome.ended.0 as f64 / 1e9).max(1e-9);
+    // Up to the last answer; what the run lingers afterwards for its writes is nobody's latency.
+    let last = requests.iter().filter_map(|record| record.finished).max().unwrap_or(outcome.ended);
+    let seconds = (last.0 as f64 / 1e9).max(1e-9);
     put("tokens.input", input as f64);
     put("tokens.output", output as f64);
     put("throughput.input_tokens_per_second", input as f64 / seconds);
@@ -166,7 +173,7 @@ pub fn values(outcome: &Outcome) -> Values {
             Some(End::NotRouted(refusal)) => format!("refused.{}", word(&format!("{refusal:?}"))),
         };
         *values.entry(end).or_default() += 1.0;
-        for miss in record.served.iter().flat_map(|served| &served.misses) {
+        for miss in served(record).into_iter().flat_map(|served| &served.misses) {
             *values.entry(format!("misses.{}", miss.reason.name())).or_default() += f64::from(miss.tokens);
         }
     }

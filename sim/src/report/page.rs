@@ -80,7 +80,7 @@ fn requests(outcome: &Outcome) -> Table {
         column.set_cell_alignment(CellAlignment::Left);
     }
     for (ordinal, record) in outcome.requests.iter().enumerate() {
-        let served = record.served.as_deref().or(record.sink_served.as_deref());
+        let served = super::served(record);
         let part = |part: fn(&pd_core::event::Served) -> u32| served.map_or_else(String::new, |one| part(one).to_string());
         table.add_row(vec![
             ordinal.to_string(),
@@ -110,7 +110,7 @@ fn end(record: &Record) -> String {
 
 fn reasons(record: &Record) -> String {
     use pd_core::event::MissReason;
-    let Some(served) = &record.served else { return String::new() };
+    let Some(served) = super::served(record) else { return String::new() };
     let texts: Vec<String> = served
         .misses
         .iter()

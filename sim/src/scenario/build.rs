@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::Duration;
 
-use pd_core::config::{KvConfig, SchedConfig, StorageMode, TransferConfig, WorkerConfig};
+use pd_core::config::{ConfigError, KvConfig, SchedConfig, StorageMode, TransferConfig, WorkerConfig};
 use pd_core::cost::{Cost, LinkCost, Model};
 use pd_core::event::Control;
 use pd_core::id::{Epoch, PageKey, RequestId, WorkerId};
@@ -74,6 +74,9 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
             workers.push(built.worker(file, id, machine, store, &wires));
         }
         machine += 1;
+    }
+    for worker in &workers {
+        worker.config.check().map_err(|error| Problem { key: Some(key_of(&error)), message: error.to_string() })?;
     }
     let router = router(file, &workers, &model, &wires)?;
     let mut script = Vec::new();
@@ -434,7 +437,15 @@ fn router(
         live_requests_max: table.max_live_requests.unwrap_or(default.live_requests_max),
         ..default
     };
+    config.check().map_err(|error| Problem { key: Some(key_of(&error)), message: error.to_string() })?;
     Ok(Some((config, first.cost.clone())))
+}
+
+/// The key that an error of a configuration is about.
+const fn key_of(error: &ConfigError) -> &'static str {
+    match error {
+        ConfigError::Range { key, .. } => key,
+    }
 }
 
 fn action(event: &Event, workers: &[WorkerSetup], stores: usize, model: &Model, file: &File) -> Result<Action, Problem> {

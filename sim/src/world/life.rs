@@ -68,7 +68,8 @@ impl<M: Serve> WorldOf<M> {
                 if let Some(change) = change {
                     node.change(*change);
                 }
-                self.fabric.heap.push(self.now.after_ns(nanos(down_for)), Mark::Start { node: worker });
+                let epoch = node.config.epoch;
+                self.fabric.heap.push(self.now.after_ns(nanos(down_for)), Mark::Start { node: worker, epoch });
             }
             Action::Crash { worker } => {
                 self.stop(worker);

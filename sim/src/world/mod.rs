@@ -271,7 +271,11 @@ impl<M: Serve> WorldOf<M> {
             Mark::Arrival => self.arrive(),
             Mark::Report => self.report_loads(),
             Mark::Script { index } => self.act(index as usize),
-            Mark::Start { node } => self.start(node),
+            Mark::Start { node, epoch } => {
+                if self.nodes[node as usize].config.epoch == epoch {
+                    self.start(node);
+                }
+            }
             Mark::Stop => self.is_over = self.clients.is_idle(),
         }
     }
