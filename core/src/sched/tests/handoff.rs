@@ -9,13 +9,15 @@ use crate::event::{Event, Finish};
 use crate::id::{Epoch, RequestId, Room, WorkerId};
 use crate::op::{Command, Fault, Leg};
 
-use super::toy::Toy;
+use super::toy::{Started, Toy};
 use super::{config, words};
 
 /// Worker 0 decodes, the others prefill.
 struct Cluster {
     toys: Vec<Toy>,
     down: Vec<u32>,
+    /// Loads from L2 of the decode worker take for ever.
+    holds_loads: bool,
 }
 
 impl Cluster {
@@ -27,7 +29,7 @@ impl Cluster {
             change(&mut config);
             Toy::new(config)
         };
-        let mut cluster = Self { toys: (0..=prefills).map(toy).collect(), down: Vec::new() };
+        let mut cluster = Self { toys: (0..=prefills).map(toy).collect(), down: Vec::new(), holds_loads: false };
         for id in 1..=prefills {
             cluster.link(0, id, Some(Epoch(0)));
             cluster.link(id, 0, Some(Epoch(0)));
@@ -89,8 +91,13 @@ impl Cluster {
                 continue;
             }
             let toy = &mut self.toys[id];
-            let Some(&op) = toy.ready().first() else { continue };
-            let started = toy.lane.iter().find(|started| started.op == op).expect("it is ready");
+            let ready = toy.ready();
+            let is_free = |started: &&Started| {
+                ready.contains(&started.op)
+                    && !(self.holds_loads && id == 0 && matches!(started.command, Command::LoadBack(_)))
+            };
+            let Some(started) = toy.lane.iter().find(is_free) else { continue };
+            let op = started.op;
             let fault = fault(id as u32, &started.command);
             toy.complete(op, fault);
             any = true;
@@ -290,6 +297,28 @@ fn a_sink_whose_pages_are_leased_goes_on_while_others_are_retracted() {
 }
 
 #[test]
+fn a_load_back_that_fails_after_the_hand_off_has_landed_repeats_no_token() {
+    let mut cluster = Cluster::new(1, 16, |config| config.kv.host_pages = 64);
+    for request in 1..4 {
+        cluster.submit(request, &words(request as u32, 36), 4, 1);
+        cluster.run();
+    }
+    cluster.holds_loads = true;
+    cluster.submit(4, &words(1, 36), 9, 1);
+    while cluster.step() {}
+    let toy = &mut cluster.toys[0];
+    assert_eq!(toy.tokens(4).len(), 1, "landed, and decoding waits for the load");
+    let load = toy.lane.iter().find(|started| matches!(started.command, Command::LoadBack(_))).expect("it is held");
+    let op = load.op;
+    toy.complete(op, Some(Fault::Io));
+    cluster.holds_loads = false;
+    cluster.run();
+    assert!(is_good(&cluster.toys[0].ending(4)));
+    cluster.toys[0].check_answer(4);
+    cluster.check_rest();
+}
+
+#[test]
 fn a_room_in_use_is_refused_at_the_door_of_the_prefill_worker() {
     let mut cluster = Cluster::new(1, 64, |_| {});
     for request in 1..3 {
@@ -312,6 +341,7 @@ enum Action {
     Kill,
 }
 
+#[expect(clippy::disallowed_types, reason = "what the macro expands to")]
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         4 => (0..3_u32, 1..40_u32, 1..12_u32, 0..2_u32)

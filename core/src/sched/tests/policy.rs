@@ -1,3 +1,5 @@
+//! Order and bookkeeping of the waiting line.
+
 use std::vec::Vec;
 
 use super::*;

@@ -21,6 +21,7 @@ enum Action {
     Wait { ns: u64 },
 }
 
+#[expect(clippy::disallowed_types, reason = "what the macro expands to")]
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         4 => (0..4_u32, 1..40_u32, 1..24_u32, any::<bool>(), 0..10_u32).prop_map(|(family, prompt, limit, stops, late)| {

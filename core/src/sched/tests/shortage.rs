@@ -2,7 +2,7 @@
 
 use crate::config::{SchedulePolicy, WorkerConfig};
 use crate::event::Event;
-use crate::op::Fault;
+use crate::op::{Command, Fault};
 use crate::testkit::prompt;
 use crate::time::Instant;
 
@@ -77,16 +77,41 @@ fn a_failed_load_back_costs_time_and_nothing_else() {
         }
         let mut loads = 0;
         while let Some(&op) = toy.ready().last() {
-            let is_load = toy
-                .lane
-                .iter()
-                .any(|started| started.op == op && matches!(started.command, crate::op::Command::LoadBack(_)));
+            let is_load =
+                toy.lane.iter().any(|started| started.op == op && matches!(started.command, Command::LoadBack(_)));
             loads += i32::from(is_load);
             toy.complete(op, (is_load && loads % 6 == place).then_some(Fault::Io));
         }
         toy.run();
         assert!(loads > 0);
         (1..5).for_each(|request| toy.check_answer(request));
+        toy.check_rest();
+    }
+}
+
+#[test]
+fn a_forward_that_failed_with_its_load_is_not_repeated_before_the_load_has_ended() {
+    for fault in [None, Some(Fault::Io)] {
+        let mut toy = toy(12, |config| config.kv.host_pages = 64);
+        for request in 1..4 {
+            toy.submit(request, &words(request as u32, 32), 1);
+            toy.run();
+        }
+        toy.submit(4, &words(1, 32), 3);
+        let load = toy.lane.iter().find(|started| matches!(started.command, Command::LoadBack(_))).expect("a load");
+        let load = load.op;
+        let of_load = |toy: &Toy| toy.lane.iter().filter(|started| started.after.contains(&load)).count();
+        assert_eq!(of_load(&toy), 1);
+        let ahead: std::vec::Vec<_> = toy.lane.iter().map(|started| started.op).filter(|&op| op != load).collect();
+        for op in ahead {
+            toy.complete(op, Some(Fault::Prerequisite));
+        }
+        assert_eq!(toy.lane.len(), 1, "nothing but the load");
+        assert_eq!(toy.sched.waiting_on(crate::id::RequestId(4)), Some(crate::sched::Wait::Op(load)));
+        toy.complete(load, fault);
+        toy.run();
+        assert_eq!(toy.tokens(4).len(), 3);
+        toy.check_answer(4);
         toy.check_rest();
     }
 }
