@@ -86,7 +86,7 @@ fn impossible_hardware_is_explained() {
 fn an_unknown_gpu_model_or_link_gets_the_nearest_name() {
     let gpu = message("gpu", "gpu = \"h200\"", "gpu = \"h20\"");
     assert!(gpu.contains("h200") && gpu.starts_with("DIR/case.toml:5"), "{gpu}");
-    let model = message("model", "llama-3.1-8b", "llama-3.1-7b");
+    let model = message("model", "llama-3.1-8b", "llama-3.1-8");
     assert!(model.contains("llama-3.1-8b") && model.starts_with("DIR/case.toml:2"), "{model}");
 }
 
