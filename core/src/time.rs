@@ -72,6 +72,20 @@ impl fmt::Debug for Instant {
     }
 }
 
+/// The earlier of two deadlines, each with its reason; the first one at a tie.
+#[must_use]
+#[inline]
+pub fn earlier(
+    one: Option<(Instant, &'static str)>,
+    other: Option<(Instant, &'static str)>,
+) -> Option<(Instant, &'static str)> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(if other.0 < one.0 { other } else { one }),
+        (one, None) => one,
+        (None, other) => other,
+    }
+}
+
 /// The nanoseconds of a span; spans beyond 584 years are as long as that.
 #[must_use]
 pub fn nanos(span: Duration) -> u64 {

@@ -42,7 +42,7 @@ pub use shape::Model;
 pub use table::{Grid, Tables};
 
 use attention::Attention;
-use fixed::{ns_of_ps, saturate};
+use fixed::{mul_div, ns_of_ps, saturate};
 use gemm::Dense;
 use hardware::Cpu;
 
@@ -248,7 +248,7 @@ impl Kernels {
             (true, true) => (self.mixed_per_mille, false),
             (false, _) => (self.decode_per_mille, graph.is_some()),
         };
-        let ps = if per_mille == 1_000 { ps } else { saturate(u128::from(ps) * u128::from(per_mille) / 1_000) };
+        let ps = if per_mille == 1_000 { ps } else { mul_div(ps, u64::from(per_mille), 1_000) };
         if is_graph { ps } else { ps.max(self.launches_ps) }
     }
 }

@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use super::CostError;
-use super::fixed::saturate;
+use super::fixed::{mul_div, saturate};
 
 /// Measured times of one shape of model on `tp` GPUs; what is absent falls back to formulas.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,7 +171,7 @@ fn line(axis: &[u64], ns: &[u64], steps: u64) -> u64 {
 
 /// `of * part / whole` without overflow.
 fn share(of: u64, part: u64, whole: u64) -> u64 {
-    saturate(u128::from(of) * u128::from(part) / u128::from(whole))
+    mul_div(of, part, whole)
 }
 
 /// The count of a point of a `Curve`.

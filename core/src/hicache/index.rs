@@ -4,10 +4,12 @@
 //! seen, good enough to not write twice and never relied on for reading. In both cases a read can still find the object
 //! gone or broken: then the entry is removed and the page healed when it is computed again (sglang #38316, #39701).
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
 
 use crate::digest::Digest;
 use crate::id::PageKey;
+use crate::table::Table;
 use crate::time::Instant;
 
 /// What is known of one object.
@@ -23,7 +25,9 @@ pub(crate) enum Stored {
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    state: Stored,
+    key: PageKey,
+    /// `None`: the place is free.
+    state: Option<Stored>,
     /// Place in the order of use; deeper pages of one use come first.
     rank: (u64, u32),
 }
@@ -31,9 +35,12 @@ struct Entry {
 /// Index of L3.
 #[derive(Debug)]
 pub(crate) struct Index {
-    entries: BTreeMap<PageKey, Entry>,
+    entries: Vec<Entry>,
+    free: Vec<u32>,
+    /// From key to entry.
+    table: Table,
     /// Present entries by last use, kept only under a quota.
-    order: BTreeSet<((u64, u32), PageKey)>,
+    order: BTreeSet<((u64, u32), u32)>,
     present: u64,
     pages_max: u64,
     uses: u64,
@@ -44,8 +51,18 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    pub(crate) const fn new(pages_max: u64) -> Self {
-        Self { entries: BTreeMap::new(), order: BTreeSet::new(), present: 0, pages_max, uses: 0, foreign: 0, torn: 0 }
+    pub(crate) fn new(pages_max: u64) -> Self {
+        Self {
+            entries: Vec::new(),
+            free: Vec::new(),
+            table: Table::new(0),
+            order: BTreeSet::new(),
+            present: 0,
+            pages_max,
+            uses: 0,
+            foreign: 0,
+            torn: 0,
+        }
     }
 
     /// True if the order of use matters.
@@ -57,12 +74,16 @@ impl Index {
         self.present
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.table.count() == 0
+    }
+
+    fn find(&self, key: PageKey) -> Option<u32> {
+        self.table.find(key, |slot| self.entries[slot as usize].key)
     }
 
     pub(crate) fn get(&self, key: PageKey) -> Option<Stored> {
-        self.entries.get(&key).map(|entry| entry.state)
+        self.find(key).and_then(|slot| self.entries[slot as usize].state)
     }
 
     pub(crate) fn has(&self, key: PageKey) -> bool {
@@ -76,20 +97,44 @@ impl Index {
     }
 
     pub(crate) fn set(&mut self, key: PageKey, state: Stored, rank: (u64, u32)) {
-        let entry = Entry { state, rank };
-        let older = self.entries.insert(key, entry);
-        if let Some(older) = older
-            && older.state == Stored::Present
-        {
-            self.present -= 1;
-            if self.has_quota() {
-                self.order.remove(&(older.rank, key));
+        let entry = Entry { key, state: Some(state), rank };
+        let slot = match self.find(key) {
+            Some(slot) => {
+                self.unlist(slot);
+                self.entries[slot as usize] = entry;
+                slot
             }
-        }
+            None => {
+                let slot = match self.free.pop() {
+                    Some(slot) => {
+                        self.entries[slot as usize] = entry;
+                        slot
+                    }
+                    None => {
+                        self.entries.push(entry);
+                        self.entries.len() as u32 - 1
+                    }
+                };
+                let entries = &self.entries;
+                self.table.insert(key, slot, |slot| entries[slot as usize].key);
+                slot
+            }
+        };
         if state == Stored::Present {
             self.present += 1;
             if self.has_quota() {
-                self.order.insert((rank, key));
+                self.order.insert((rank, slot));
+            }
+        }
+    }
+
+    /// Takes an entry out of the count and the order of what is present.
+    fn unlist(&mut self, slot: u32) {
+        let entry = self.entries[slot as usize];
+        if entry.state == Some(Stored::Present) {
+            self.present -= 1;
+            if self.has_quota() {
+                self.order.remove(&(entry.rank, slot));
             }
         }
     }
@@ -100,26 +145,25 @@ impl Index {
         if !self.has_quota() {
             return false;
         }
-        let Some(entry) = self.entries.get_mut(&key) else { return false };
+        let Some(slot) = self.find(key) else { return false };
+        let entry = &mut self.entries[slot as usize];
         let rank = (stamp, u32::MAX - depth);
-        if entry.state != Stored::Present || entry.rank >= rank {
+        if entry.state != Some(Stored::Present) || entry.rank >= rank {
             return false;
         }
-        self.order.remove(&(entry.rank, key));
+        self.order.remove(&(entry.rank, slot));
         entry.rank = rank;
-        self.order.insert((rank, key));
+        self.order.insert((rank, slot));
         true
     }
 
-    pub(crate) fn remove(&mut self, key: PageKey) -> Option<Stored> {
-        let entry = self.entries.remove(&key)?;
-        if entry.state == Stored::Present {
-            self.present -= 1;
-            if self.has_quota() {
-                self.order.remove(&(entry.rank, key));
-            }
-        }
-        Some(entry.state)
+    pub(crate) fn remove(&mut self, key: PageKey) {
+        let Some(slot) = self.find(key) else { return };
+        self.unlist(slot);
+        let entries = &self.entries;
+        self.table.remove(key, |slot| entries[slot as usize].key);
+        self.entries[slot as usize].state = None;
+        self.free.push(slot);
     }
 
     /// The least recently used entry while there are more than the quota allows; it is removed.
@@ -127,27 +171,25 @@ impl Index {
         if self.present <= self.pages_max {
             return None;
         }
-        let &(_, key) = self.order.first()?;
+        let &(_, slot) = self.order.first()?;
+        let key = self.entries[slot as usize].key;
         self.remove(key);
         Some(key)
     }
 
     pub(crate) fn clear(&mut self) {
-        self.entries.clear();
-        self.order.clear();
-        self.present = 0;
-        self.foreign = 0;
-        self.torn = 0;
+        *self = Self { uses: self.uses, ..Self::new(self.pages_max) };
     }
 
     pub(crate) fn digest(&self, digest: &mut Digest) {
         digest.word(self.uses);
-        for (key, entry) in &self.entries {
-            digest.value(key);
+        for entry in &self.entries {
+            digest.value(&entry.key);
             digest.word(match entry.state {
-                Stored::Present => 0,
-                Stored::Writing => 1,
-                Stored::Failed { retry_at } => 2 ^ retry_at.0 << 2,
+                None => 0,
+                Some(Stored::Present) => 1,
+                Some(Stored::Writing) => 2,
+                Some(Stored::Failed { retry_at }) => 3 ^ retry_at.0 << 2,
             });
             digest.word(entry.rank.0);
             digest.word(u64::from(entry.rank.1));
@@ -155,8 +197,11 @@ impl Index {
     }
 
     pub(crate) fn check(&self) {
-        let present = self.entries.values().filter(|entry| entry.state == Stored::Present).count() as u64;
+        let present = self.entries.iter().filter(|entry| entry.state == Some(Stored::Present)).count() as u64;
         assert_eq!(present, self.present, "present objects of the index");
+        let used = self.entries.iter().filter(|entry| entry.state.is_some()).count();
+        assert_eq!(used, self.table.count() as usize, "entries of the index");
+        assert_eq!(used + self.free.len(), self.entries.len(), "free places of the index");
         if self.has_quota() {
             assert_eq!(self.order.len() as u64, present, "order of the index");
         }

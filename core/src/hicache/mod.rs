@@ -29,7 +29,7 @@ use crate::kv::KvEvent;
 use crate::kv::tiers::{BatchId, Tiers};
 use crate::op::{Command, Fault, Outcome};
 use crate::radix::PageId;
-use crate::time::Instant;
+use crate::time::{Instant, earlier};
 
 pub(crate) use self::fetch::{Batch, Waiting};
 pub(crate) use self::index::{Index, Stored};
@@ -255,7 +255,7 @@ impl HiCache {
         let scan = matches!(self.storage, Storage::Scanning { asked: false, .. })
             .then_some((self.scan_not_before, "scan of the storage"));
         let retry = self.retries.first().map(|&(at, _)| (at, "retry of a failed write"));
-        [scan, retry].into_iter().flatten().min()
+        earlier(scan, retry)
     }
 
     /// Pages of the host pool that moves and queues account for are in the tree; what is left to recount is the rest.

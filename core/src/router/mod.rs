@@ -41,7 +41,6 @@ mod prefix;
 mod retry;
 mod route;
 mod session;
-mod table;
 mod vocabulary;
 
 pub use config::{Policy, RouterConfig};

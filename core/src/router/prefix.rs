@@ -20,11 +20,11 @@
 use alloc::vec::Vec;
 
 use super::holders::{Holder, Holders};
-use super::table::{NONE, Table};
 use crate::codec::Sink;
 use crate::digest::Digest;
 use crate::event::Tier;
 use crate::id::PageKey;
+use crate::table::{NONE, Table};
 
 /// One life of a worker, as the index names it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -40,7 +40,7 @@ use crate::id::{OpId, PageKey, RequestId, WorkerId};
 use crate::kv::{Kv, KvEvent, Lease};
 use crate::limits::{FORWARDS_IN_FLIGHT_MAX, STOP_TOKENS_MAX};
 use crate::op::{Leg, Submit};
-use crate::time::{Instant, nanos};
+use crate::time::{Instant, earlier, nanos};
 use crate::transfer::Transfer;
 
 use batch::Flight;
@@ -219,7 +219,7 @@ impl Sched {
         let late = self.deadlines.first().map(|&(at, _)| (at, "a request is late"));
         let wake = self.wake.map(|at| (at, "a fetch has had its time"));
         let starved = self.starved.map(|at| (at, "a lone sequence found no page"));
-        [late, wake, starved].into_iter().flatten().min_by_key(|&(at, _)| at)
+        earlier(earlier(late, wake), starved)
     }
 
     /// What an unfinished request waits for; `None` if there is no such request.

@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::op::{Input, Outcome, Output};
 use crate::rng::{Rng, Stream};
 use crate::sched::{Load, Sched, Wait};
-use crate::time::Instant;
+use crate::time::{Instant, earlier};
 use crate::transfer::{Transfer, TransferEvent};
 
 /// A prefill, decode or unified worker. With tensor parallelism, the leader of the group: ranks carry out commands.
@@ -177,7 +177,7 @@ impl Machine for Worker {
     }
 
     fn deadline(&self) -> Option<(Instant, &'static str)> {
-        [self.transfer.deadline(), self.kv.deadline(), self.sched.deadline()].into_iter().flatten().min()
+        earlier(earlier(self.transfer.deadline(), self.kv.deadline()), self.sched.deadline())
     }
 
     fn digest(&self, digest: &mut Digest) {

@@ -193,8 +193,13 @@ impl<M: Serve> WorldOf<M> {
         let links = self.fabric.links.next();
         let disks = self.disks_next;
         let queue = self.fabric.heap.peek_time();
-        let at = [links, disks, queue].into_iter().flatten().min();
-        let Some(at) = at.filter(|at| !self.is_over && self.until.is_none_or(|until| *at <= until)) else {
+        let earlier = |one: Option<Instant>, other: Option<Instant>| match (one, other) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        let Some(at) = earlier(earlier(links, disks), queue)
+            .filter(|at| !self.is_over && self.until.is_none_or(|until| *at <= until))
+        else {
             return false;
         };
         assert!(at >= self.now, "time does not go back from {} to {at}", self.now);

@@ -1,4 +1,5 @@
-//! Finds the node of a page key in one or two memory accesses.
+//! Finds the entry of a page key in one or two memory accesses. Used where millions of keys are looked up and never
+//! listed: the router's prefix index and the index of L3.
 //!
 //! Open addressing over node numbers. A page key is a hash already, so its own bits (salted) are the address. This is
 //! not the hash map that core forbids: the address is a function of salt and key alone, and nothing iterates it. A
@@ -13,11 +14,11 @@ use alloc::vec::Vec;
 use crate::id::PageKey;
 
 /// No node.
-pub(super) const NONE: u32 = u32::MAX;
+pub(crate) const NONE: u32 = u32::MAX;
 
 /// From key to node; the keys themselves are with the nodes.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(crate) struct Table {
     parts: Vec<Part>,
     salt: u64,
     count: u32,
@@ -30,19 +31,19 @@ struct Part {
 }
 
 impl Table {
-    pub(super) fn new(salt: u64) -> Self {
+    pub(crate) fn new(salt: u64) -> Self {
         Self { parts: vec![Part::default(); PARTS], salt, count: 0 }
     }
 
     /// The node of `key`; `key_of` says which key a node has.
-    pub(super) fn find(&self, key: PageKey, key_of: impl Fn(u32) -> PageKey) -> Option<u32> {
+    pub(crate) fn find(&self, key: PageKey, key_of: impl Fn(u32) -> PageKey) -> Option<u32> {
         let (part, at) = self.locate(key, &key_of)?;
         let node = self.parts[part].nodes[at];
         (node != NONE).then_some(node)
     }
 
     /// Adds a key that is not there.
-    pub(super) fn insert(&mut self, key: PageKey, node: u32, key_of: impl Fn(u32) -> PageKey) {
+    pub(crate) fn insert(&mut self, key: PageKey, node: u32, key_of: impl Fn(u32) -> PageKey) {
         let hash = self.hash(key);
         let salt = self.salt;
         let part = &mut self.parts[part_of(hash)];
@@ -60,7 +61,7 @@ impl Table {
     }
 
     /// Removes a key that is there.
-    pub(super) fn remove(&mut self, key: PageKey, key_of: impl Fn(u32) -> PageKey) {
+    pub(crate) fn remove(&mut self, key: PageKey, key_of: impl Fn(u32) -> PageKey) {
         let (part, mut hole) = self.locate(key, &key_of).expect("only known keys are removed");
         let salt = self.salt;
         let part = &mut self.parts[part];
@@ -85,7 +86,7 @@ impl Table {
     }
 
     /// Keys held.
-    pub(super) const fn count(&self) -> u32 {
+    pub(crate) const fn count(&self) -> u32 {
         self.count
     }
 
