@@ -232,13 +232,16 @@ pub enum Command {
     },
     /// Remove everything of this worker's namespaces from L3.
     Wipe,
+    /// Note that these objects of L3 were used, the most recent use first: what is kept under a quota has to outlive
+    /// this process with its order.
+    Touch(Vec<PageKey>),
     /// L1 to the L1 of a peer, layer by layer as `after` allows.
     Push(Box<Push>),
 }
 
 codec!(enum Command {
     0 = Forward(runs), 1 = LoadBack(pages), 2 = Backup(pages), 3 = Query(keys), 4 = Prefetch(objects),
-    5 = Persist(objects), 6 = Discard(keys), 7 = Scan { after }, 8 = Wipe, 9 = Push(push),
+    5 = Persist(objects), 6 = Discard(keys), 7 = Scan { after }, 8 = Wipe, 9 = Push(push), 10 = Touch(keys),
 });
 
 /// Pages for a peer.
@@ -288,7 +291,8 @@ impl Command {
             | Self::Persist(_)
             | Self::Discard(_)
             | Self::Scan { .. }
-            | Self::Wipe => LaneKind::Storage,
+            | Self::Wipe
+            | Self::Touch(_) => LaneKind::Storage,
             Self::Push(_) => LaneKind::Wire,
         }
     }
@@ -307,8 +311,8 @@ pub enum Outcome {
     Found(Vec<bool>),
     /// A page of the listing.
     Scanned {
-        /// Keys in ascending order.
-        keys: Vec<PageKey>,
+        /// Keys in ascending order, each with its last use as the store counts uses: larger is later, 0 is unknown.
+        keys: Vec<(PageKey, u64)>,
         /// Where to go on; `None` at the end.
         next: Option<PageKey>,
         /// Objects of other namespaces that were skipped.

@@ -22,6 +22,8 @@ pub struct Store {
     /// Writes that no fsync has covered, by number.
     volatile: BTreeMap<u64, PageKey>,
     puts: u64,
+    /// Counts puts and touches.
+    uses: u64,
     bytes: u64,
     bytes_max: Option<u64>,
 }
@@ -42,6 +44,8 @@ pub struct Object {
     /// True once an fsync has covered it.
     pub durable: bool,
     put: u64,
+    /// When it was last put or touched, as a count of both.
+    used: u64,
 }
 
 /// What the header and checksum of an object tell a reader.
@@ -73,8 +77,8 @@ pub struct Full;
 /// A part of the list of objects. `keys`, `foreign` and `torn` add up to what was looked at.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ScanPage {
-    /// Intact objects of the namespace, in key order.
-    pub keys: Vec<PageKey>,
+    /// Intact objects of the namespace, in key order, each with its last use as a count of uses.
+    pub keys: Vec<(PageKey, u64)>,
     /// Pass as `after` to go on; none at the end.
     pub next: Option<PageKey>,
     /// Objects of other namespaces or pages, left out.
@@ -117,11 +121,25 @@ impl Store {
         self.remove(key);
         self.bytes = bytes_after;
         let put = self.puts;
+        self.uses += 1;
         self.puts += 1;
         self.volatile.insert(put, key);
         let state = ObjectState::Intact;
-        self.objects.insert(key, Object { namespace, parent, bytes, state, content: key, durable: false, put });
+        self.objects.insert(
+            key,
+            Object { namespace, parent, bytes, state, content: key, durable: false, put, used: self.uses },
+        );
         Ok(true)
+    }
+
+    /// Notes that objects were used, the most recent use first.
+    pub fn touch(&mut self, keys: &[PageKey]) {
+        for key in keys.iter().rev() {
+            if let Some(object) = self.objects.get_mut(key) {
+                self.uses += 1;
+                object.used = self.uses;
+            }
+        }
     }
 
     /// What a read of `key` finds. The KV it gets is that of `content`.
@@ -176,7 +194,7 @@ impl Store {
         for (&key, _) in objects.by_ref().take(max as usize) {
             page.next = Some(key);
             match self.get(key, namespace) {
-                Ok(_) => page.keys.push(key),
+                Ok(object) => page.keys.push((key, object.used)),
                 Err(StoreFault::Torn) => page.torn += 1,
                 Err(StoreFault::Foreign | StoreFault::Missing) => page.foreign += 1,
             }

@@ -32,9 +32,10 @@ impl HiCache {
             Outcome::Scanned { keys, next, foreign, torn } => {
                 self.index.foreign += u64::from(foreign);
                 self.index.torn += u64::from(torn);
-                for key in keys {
+                for (key, used) in keys {
                     if self.index.get(key).is_none() {
-                        self.index.set(key, Stored::Present, (0, 0));
+                        self.index.set(key, Stored::Present, (used, 0));
+                        self.index.begin_after(used);
                     }
                 }
                 match next {
@@ -97,7 +98,7 @@ impl HiCache {
         self.retries.clear();
         self.failed.clear();
         let op = cx.start(Owner::Kv, Vec::new(), Command::Wipe);
-        self.moves.insert(op, Move::Wipe);
+        self.moves.insert(op, Move::Order);
         self.storage_ops += 1;
     }
 }

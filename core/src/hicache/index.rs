@@ -96,6 +96,11 @@ impl Index {
         self.uses
     }
 
+    /// Uses to come are later than this one.
+    pub(crate) fn begin_after(&mut self, used: u64) {
+        self.uses = self.uses.max(used);
+    }
+
     pub(crate) fn set(&mut self, key: PageKey, state: Stored, rank: (u64, u32)) {
         let entry = Entry { key, state: Some(state), rank };
         let slot = match self.find(key) {
@@ -139,22 +144,20 @@ impl Index {
         }
     }
 
-    /// Notes a use of page `depth` of a chain, where the order matters. False if it was noted before, or there is
-    /// nothing to note.
-    pub(crate) fn touch(&mut self, key: PageKey, stamp: u64, depth: u32) -> bool {
+    /// Notes a use of page `depth` of a chain, where the order matters.
+    pub(crate) fn touch(&mut self, key: PageKey, stamp: u64, depth: u32) {
         if !self.has_quota() {
-            return false;
+            return;
         }
-        let Some(slot) = self.find(key) else { return false };
+        let Some(slot) = self.find(key) else { return };
         let entry = &mut self.entries[slot as usize];
         let rank = (stamp, u32::MAX - depth);
         if entry.state != Some(Stored::Present) || entry.rank >= rank {
-            return false;
+            return;
         }
         self.order.remove(&(entry.rank, slot));
         entry.rank = rank;
         self.order.insert((rank, slot));
-        true
     }
 
     pub(crate) fn remove(&mut self, key: PageKey) {

@@ -51,8 +51,8 @@ enum Move {
     Scan,
     /// Remove from L3.
     Discard,
-    /// Remove everything from L3.
-    Wipe,
+    /// Remove everything from L3, or note uses there.
+    Order,
 }
 
 /// Whether L3 is in use.
@@ -90,6 +90,8 @@ pub(crate) struct HiCache {
     /// Attempts and place of pages whose last write failed.
     failed: BTreeMap<PageKey, (u32, PageId)>,
     scan_not_before: Instant,
+    /// Uses that L3 has not been told of, oldest first; each from the root on.
+    touches: Vec<Vec<PageKey>>,
     storage_ops: u32,
     backup_ops: u32,
 }
@@ -122,6 +124,7 @@ impl HiCache {
             retries: BTreeSet::new(),
             failed: BTreeMap::new(),
             scan_not_before: Instant::ZERO,
+            touches: Vec::new(),
             storage_ops: 0,
             backup_ops: 0,
         }
@@ -192,7 +195,7 @@ impl HiCache {
             Move::Fetch(batch) => self.fetched(cx, tiers, batch, &outcome),
             Move::Query(request) => self.answered(cx, tiers, request, outcome),
             Move::Scan => self.scanned(cx, tiers, outcome),
-            Move::Discard | Move::Wipe => self.storage_ops -= 1,
+            Move::Discard | Move::Order => self.storage_ops -= 1,
         }
     }
 

@@ -202,7 +202,13 @@ impl HiCache {
                 self.index.set(key, Stored::Present, (stamp, u32::MAX - tiers.radix.depth(page)));
             }
         }
-        self.refresh_ancestors(tiers, pages, stamp);
+        if self.index.has_quota() {
+            for end in Self::run_ends(tiers, pages) {
+                let mut path = Vec::new();
+                tiers.radix.path(end, &mut path);
+                self.note_use(tiers, &path);
+            }
+        }
         for &page in pages.iter().rev() {
             let key = tiers.radix.key(page);
             tiers.unpin_host(page);
@@ -212,19 +218,25 @@ impl HiCache {
         }
     }
 
-    /// Under a quota a page must not look older than the pages behind it: what goes first is the end of a chain.
-    fn refresh_ancestors(&mut self, tiers: &Tiers, pages: &[PageId], stamp: u64) {
-        if !self.index.has_quota() {
+    /// Notes a use of all pages of a chain, root first. Under a quota no page must look older than those behind it, here
+    /// and, for the next life, in L3: what goes first is the end of a chain.
+    pub(crate) fn note_use(&mut self, tiers: &Tiers, path: &[PageId]) {
+        if !self.has_storage() || !self.index.has_quota() || path.is_empty() {
             return;
         }
-        for &page in pages {
-            let mut above = tiers.radix.parent(page);
-            while let Some(page) = above
-                && self.index.touch(tiers.radix.key(page), stamp, tiers.radix.depth(page))
-            {
-                above = tiers.radix.parent(page);
-            }
+        let stamp = self.index.begin_use();
+        let keys: Vec<PageKey> = path.iter().map(|&page| tiers.radix.key(page)).collect();
+        for (depth, &key) in (0..).zip(&keys) {
+            self.index.touch(key, stamp, depth);
         }
+        self.touches.push(keys);
+    }
+
+    /// Ends of the runs of a batch of pages: those whose successor in the batch is not their child.
+    fn run_ends(tiers: &Tiers, pages: &[PageId]) -> Vec<PageId> {
+        let goes_on =
+            |index: usize| pages.get(index + 1).is_some_and(|&next| tiers.radix.parent(next) == Some(pages[index]));
+        (0..pages.len()).filter(|&index| !goes_on(index)).map(|index| pages[index]).collect()
     }
 
     fn write_failed(&mut self, cx: &mut Cx<'_>, key: PageKey, page: PageId) {
@@ -267,6 +279,13 @@ impl HiCache {
             && let Some(key) = self.index.over_quota()
         {
             keys.push(key);
+        }
+        if !self.touches.is_empty() {
+            // The latest use first, and of each use the root first.
+            let keys = core::mem::take(&mut self.touches).into_iter().rev().flatten().collect();
+            let op = cx.start(Owner::Kv, Vec::new(), Command::Touch(keys));
+            self.moves.insert(op, Move::Order);
+            self.storage_ops += 1;
         }
         if !keys.is_empty() {
             cx.metrics.discard_pages += keys.len() as u64;

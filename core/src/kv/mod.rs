@@ -244,18 +244,13 @@ impl Kv {
     /// Notes a use of each page, and writes down what the policy wants written.
     fn use_pages(&mut self, path: &[PageId]) {
         let stamp = self.tiers.next_stamp();
-        let use_stamp = self.hicache.index.begin_use();
-        let storage = self.hicache.has_storage();
         for &page in path {
             self.tiers.touch(page, stamp);
             if self.hicache.has_host() {
                 self.hicache.used(&mut self.tiers, page);
             }
-            if storage {
-                let (key, depth) = (self.tiers.radix.key(page), self.tiers.radix.depth(page));
-                self.hicache.index.touch(key, use_stamp, depth);
-            }
         }
+        self.hicache.note_use(&self.tiers, path);
     }
 
     /// Frees device pages until `count` are free. What has to be saved first is saved, and its room comes later.

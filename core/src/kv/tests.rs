@@ -146,9 +146,13 @@ impl Rig {
                 }
                 Outcome::Moved
             }
-            Command::Scan { .. } => {
-                Outcome::Scanned { keys: self.store.iter().copied().collect(), next: None, foreign: 0, torn: 0 }
-            }
+            Command::Scan { .. } => Outcome::Scanned {
+                keys: self.store.iter().map(|&key| (key, 0)).collect(),
+                next: None,
+                foreign: 0,
+                torn: 0,
+            },
+            Command::Touch(_) => Outcome::Moved,
             Command::Wipe => {
                 self.store.clear();
                 Outcome::Moved

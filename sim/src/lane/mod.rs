@@ -179,7 +179,8 @@ impl Lanes {
             | Command::Persist(_)
             | Command::Discard(_)
             | Command::Scan { .. }
-            | Command::Wipe => Work::Storage(Box::new(StorageJob::new(command))),
+            | Command::Wipe
+            | Command::Touch(_) => Work::Storage(Box::new(StorageJob::new(command))),
         };
         if lane != LaneKind::Compute {
             self.use_.commands += 1;

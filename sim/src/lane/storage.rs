@@ -78,6 +78,10 @@ impl Lanes {
                 let page = depot.store.scan(root, *after, SCAN_OBJECTS);
                 Outcome::Scanned { keys: page.keys, next: page.next, foreign: page.foreign, torn: page.torn }
             }
+            Command::Touch(keys) => {
+                depot.store.touch(keys);
+                Outcome::Moved
+            }
             Command::Wipe => {
                 let keys: Vec<PageKey> =
                     depot.store.iter().filter(|(_, object)| object.namespace == root).map(|(key, _)| key).collect();
@@ -161,7 +165,9 @@ impl Lanes {
                 }
                 depot.query_ns
             }
-            Command::Query(_) | Command::Discard(_) | Command::Scan { .. } | Command::Wipe => depot.query_ns,
+            Command::Query(_) | Command::Discard(_) | Command::Scan { .. } | Command::Wipe | Command::Touch(_) => {
+                depot.query_ns
+            }
             Command::Forward(_) | Command::LoadBack(_) | Command::Backup(_) | Command::Push(_) => {
                 unreachable!("this command is not of the storage lane")
             }

@@ -195,6 +195,9 @@ pub struct TraceConfig {
     /// to compute. For comparison with studies that count a partial last block as cached.
     #[serde(default)]
     pub pad: bool,
+    /// Ask for one token only: for studies of prompts.
+    #[serde(default)]
+    pub prompts_only: bool,
     /// Larger is more urgent.
     #[serde(default)]
     pub priority: i32,

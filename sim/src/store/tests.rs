@@ -63,6 +63,7 @@ fn a_scan_pages_through_everything_once() {
             break;
         }
     }
+    let keys: Vec<PageKey> = keys.into_iter().map(|(key, _)| key).collect();
     assert_eq!(keys, [0, 1, 2, 4, 5, 6, 7, 8, 9].map(PageKey));
     assert_eq!((foreign, torn, pages), (1, 1, 3));
     assert_eq!(store.scan(ROOT, Some(PageKey(20)), 4), ScanPage::default());
@@ -123,4 +124,17 @@ fn filled(count: u128) -> Store {
         store.put(PageKey(key), ROOT, ROOT, 10).expect("no limit");
     }
     store
+}
+
+#[test]
+fn a_touch_makes_the_first_key_the_most_recently_used() {
+    let mut store = Store::new(None);
+    for key in 0..3 {
+        store.put(PageKey(key), ROOT, ROOT, 10).expect("room");
+    }
+    store.touch(&[PageKey(0), PageKey(2), PageKey(99)]);
+    let mut by_use: Vec<(u64, PageKey)> =
+        store.scan(ROOT, None, 10).keys.into_iter().map(|(key, used)| (used, key)).collect();
+    by_use.sort();
+    assert_eq!(by_use.iter().map(|(_, key)| key.0).collect::<Vec<_>>(), [1, 2, 0]);
 }

@@ -316,7 +316,8 @@ impl Toy {
             | Command::Persist(_)
             | Command::Discard(_)
             | Command::Scan { .. }
-            | Command::Wipe => panic!("these tests have no L3"),
+            | Command::Wipe
+            | Command::Touch(_) => panic!("these tests have no L3"),
         }
     }
 
