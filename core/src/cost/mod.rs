@@ -248,7 +248,7 @@ impl Kernels {
             (true, true) => (self.mixed_per_mille, false),
             (false, _) => (self.decode_per_mille, graph.is_some()),
         };
-        let ps = if per_mille == 1_000 { ps } else { mul_div(ps, u64::from(per_mille), 1_000) };
+        let ps = if per_mille == 1_000 { ps } else { mul_div(ps, per_mille, 1_000) };
         if is_graph { ps } else { ps.max(self.launches_ps) }
     }
 }

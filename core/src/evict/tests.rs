@@ -1,3 +1,4 @@
+//! The ordered policies against a sorted list; S3-FIFO by its behaviour.
 #![allow(clippy::disallowed_types, reason = "prop_oneof! expands to an Arc")]
 
 use alloc::collections::BTreeSet;

@@ -1,3 +1,4 @@
+//! The ledger against a set of pages.
 #![allow(clippy::disallowed_types, reason = "prop_oneof! expands to an Arc")]
 
 use alloc::collections::BTreeSet;

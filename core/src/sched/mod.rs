@@ -8,7 +8,7 @@
 //! 3. A token is told once, in order, whether or not its sequence was retracted, rolled back or recomputed.
 //! 4. What running sequences need for their next `reserve_steps` steps is never given to a new one; if memory falls
 //!    short all the same, sequences are retracted, and at worst one request fails.
-//! 5. Work per step is bounded by the running sequences and [`policy::PICKS_MAX`], not by the waiting ones.
+//! 5. Work per step is bounded by the running sequences and `policy::PICKS_MAX`, not by the waiting ones.
 //!
 //! ```text
 //!  submit ─> door ─> queue ── admit ──> forwards in flight (at most two) ──> tokens ──> end

@@ -1,3 +1,5 @@
+//! Disks: bandwidth, operations, latency, queue depth and barriers.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The event queue: by time, then by arrival.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Links by hand: shares, set-up, changes of rate.
+
 use super::*;
 
 #[test]

@@ -1,3 +1,5 @@
+//! Loads: arrivals, lengths, errors.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use pd_core::id::Token;

@@ -1,3 +1,5 @@
+//! The content checker sees each mistake that it is there for.
+
 use super::*;
 
 const ROOT: PageKey = PageKey(5);

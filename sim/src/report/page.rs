@@ -116,10 +116,14 @@ fn reasons(record: &Record) -> String {
     let texts: Vec<String> = served
         .misses
         .iter()
-        .map(|miss| match miss.reason {
-            MissReason::Hole { page } => format!("{} behind a hole at page {page}", miss.tokens),
-            MissReason::TooShort { threshold } => format!("{} too_short (< {threshold} to fetch)", miss.tokens),
-            reason => format!("{} {}", miss.tokens, reason.name()),
+        .map(|miss| {
+            if let MissReason::Hole { page } = miss.reason {
+                format!("{} behind a hole at page {page}", miss.tokens)
+            } else if let MissReason::TooShort { threshold } = miss.reason {
+                format!("{} too_short (< {threshold} to fetch)", miss.tokens)
+            } else {
+                format!("{} {}", miss.tokens, miss.reason.name())
+            }
         })
         .collect();
     texts.join(", ")

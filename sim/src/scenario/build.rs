@@ -181,8 +181,7 @@ fn timed(bytes_per_second: u64) -> LinkCost {
 impl<'a> Group<'a> {
     fn new(library: &Library, model: &Model, table: &'a Worker, wires: &Wires) -> Result<Self, Problem> {
         let mut model = model.clone();
-        model.kv_dtype_bytes =
-            kv_bytes(&table.dtype)?.try_into().map_err(|_| Problem::at("dtype", "the element type is too wide"))?;
+        model.kv_dtype_bytes = kv_bytes(&table.dtype)?;
         let ideal = table.service.as_ref().is_some_and(|service| service.ideal_links);
         let fraction = per_mille("mem_fraction_static", table.mem_fraction_static, 1.0)?;
         let cost = match &table.service {
@@ -313,9 +312,9 @@ impl<'a> Group<'a> {
                 layout: Layout {
                     page_size,
                     dtype: table.dtype.clone(),
-                    layers: self.model.layers.into(),
-                    kv_heads: self.model.kv_heads.into(),
-                    head_dim: self.model.head_dim.into(),
+                    layers: self.model.layers,
+                    kv_heads: self.model.kv_heads,
+                    head_dim: self.model.head_dim,
                     page_bytes: self.kv.page_bytes,
                     tp: table.tp,
                 },
@@ -331,7 +330,7 @@ impl<'a> Group<'a> {
             config,
             cost: self.cost.clone(),
             step: StepCost::Model,
-            layers: self.model.layers.into(),
+            layers: self.model.layers,
             host: machine,
             copy_in: path("h2d"),
             copy_out: path("d2h"),

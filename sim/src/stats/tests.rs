@@ -1,3 +1,5 @@
+//! Percentiles, histograms and confidence intervals against naive ones.
+
 use pd_core::rng::{Rng, Stream};
 use proptest::prelude::*;
 

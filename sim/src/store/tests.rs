@@ -1,3 +1,5 @@
+//! What a store keeps, tears and lists.
+
 use pd_core::rng::{Rng, Stream};
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Traces: the published statistics, and no panic on any bytes.
+
 use std::path::PathBuf;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Quantities as people write them, right and wrong.
+
 use super::*;
 
 #[derive(serde::Deserialize, Debug)]

@@ -1,3 +1,4 @@
+#![allow(clippy::disallowed_types, reason = "prop_oneof! makes an Arc")]
 //! The prefix index against a list of pairs.
 
 use proptest::prelude::*;

@@ -1,3 +1,4 @@
+#![allow(clippy::disallowed_types, reason = "prop_oneof! makes an Arc")]
 //! Random workers, requests and failures against what must always hold.
 
 use std::collections::{BTreeMap, BTreeSet};

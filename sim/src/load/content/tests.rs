@@ -1,3 +1,5 @@
+//! Equal content gives equal keys, any difference changes all later ones.
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;

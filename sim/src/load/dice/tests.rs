@@ -1,3 +1,5 @@
+//! Draws: their distribution, and that they are the same everywhere.
+
 use pd_core::rng::Stream;
 
 use super::*;
