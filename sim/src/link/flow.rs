@@ -5,7 +5,7 @@ use pd_core::time::Instant;
 use super::LinkId;
 use super::queue::NEVER;
 
-/// Names a flow of one [`Links`]; never used twice. Orders by start.
+/// Names a flow of one `Links`; never used twice. Orders by start.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct FlowId {
     pub(super) ordinal: u64,

@@ -1,7 +1,7 @@
 //! Links shared max-min fairly by flows: GPU copy engines, PCIe switches, NICs, fabric ports, NVLink.
 //!
 //! A flow first waits for its setup (request and descriptors, computed by the caller), then its bytes move over all
-//! links of its path at once, at the rate that [`fair`] gives it. Knows nothing of pages, peers or faults.
+//! links of its path at once, at the rate that `fair` gives it. Knows nothing of pages, peers or faults.
 //!
 //! ```text
 //!   start          setup over                        done
