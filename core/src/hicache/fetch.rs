@@ -15,28 +15,27 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use super::{HiCache, Move, Storage};
-use crate::config::{PrefetchPolicy, StorageMode};
+use crate::config::StorageMode;
 use crate::cx::{Cx, Owner};
 use crate::digest::Digest;
 use crate::event::MissReason;
 use crate::id::{OpId, RequestId};
-use crate::kv::Fetch;
 use crate::kv::tiers::{BatchId, HostFill, Tiers};
 use crate::limits::{QUERY_KEYS_MAX, STORAGE_BATCH_PAGES, STORAGE_OPS_MAX};
 use crate::op::{Command, Fault, Object, Outcome, Prompt};
 use crate::radix::PageId;
-use crate::time::{Instant, nanos};
+use crate::time::Instant;
 
 /// Pages that are fetched by one command.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) pages: Vec<PageId>,
     pub(crate) op: Option<OpId>,
-    users: Vec<RequestId>,
+    pub(super) users: Vec<RequestId>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum State {
+pub(super) enum State {
     /// Waits for the scan of a private store.
     Index,
     /// Has asked a shared store.
@@ -52,19 +51,19 @@ enum State {
 /// A waiting request, as far as L3 is concerned.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    prompt: Prompt,
+    pub(super) prompt: Prompt,
     /// Most pages that a cache may serve.
-    cap: u32,
-    state: State,
+    pub(super) cap: u32,
+    pub(super) state: State,
     /// Leading pages that were in L1 or L2 when L3 was looked at.
-    local: u32,
+    pub(super) local: u32,
     /// Leading pages that L1, L2 and L3 hold without a gap.
     pub(crate) stored_until: u32,
     /// Why pages before `stored_until` may be missing all the same.
     pub(crate) reason: Option<MissReason>,
-    batches: Vec<BatchId>,
+    pub(super) batches: Vec<BatchId>,
     /// Since when only the fetch keeps it from being admitted.
-    blocked_at: Option<Instant>,
+    pub(super) blocked_at: Option<Instant>,
     /// What a shared store answered, from page `answered_from` on.
     answer: Option<(u32, Vec<bool>)>,
 }
@@ -235,7 +234,7 @@ impl HiCache {
     }
 
     /// Decides what to fetch for a waiting request, and reserves room for just that.
-    fn evaluate(&mut self, cx: &mut Cx<'_>, tiers: &mut Tiers, request: RequestId) {
+    pub(super) fn evaluate(&mut self, cx: &mut Cx<'_>, tiers: &mut Tiers, request: RequestId) {
         let Some(mut waiting) = self.waiting.remove(&request) else { return };
         self.plan(cx, tiers, request, &mut waiting);
         self.waiting.insert(request, waiting);
@@ -457,96 +456,5 @@ impl HiCache {
                 waiting.state = State::Done;
             }
         }
-    }
-
-    /// Whether a request that could be admitted should wait for L3.
-    pub(crate) fn ready(&mut self, cx: &mut Cx<'_>, tiers: &mut Tiers, request: RequestId) -> Fetch {
-        let Some(waiting) = self.waiting.get_mut(&request) else { return Fetch::Go };
-        match waiting.state {
-            State::Done | State::Parked => return Fetch::Go,
-            State::Index | State::Querying | State::Fetching => {}
-        }
-        let blocked_at = *waiting.blocked_at.get_or_insert(cx.now);
-        let waiting = &self.waiting[&request];
-        let until = if waiting.state == State::Fetching { waiting.stored_until } else { waiting.cap };
-        let tokens = u64::from(until.saturating_sub(waiting.local)) * u64::from(self.config.page_size);
-        let (patience, reason) = match self.config.prefetch_policy {
-            PrefetchPolicy::WaitComplete => return Fetch::Wait(Instant::MAX),
-            PrefetchPolicy::BestEffort => {
-                let cached = u64::from(waiting.local) * u64::from(self.config.page_size);
-                (cx.cost.prefill_ns(cached, tokens), MissReason::Revoked)
-            }
-            PrefetchPolicy::Timeout => {
-                let per_ki = u128::from(nanos(self.config.prefetch_timeout_per_ki_token)) * u128::from(tokens) / 1024;
-                let patience =
-                    nanos(self.config.prefetch_timeout_base).saturating_add(u64::try_from(per_ki).unwrap_or(u64::MAX));
-                (patience.min(nanos(self.config.prefetch_timeout_max)), MissReason::Timeout)
-            }
-        };
-        let deadline = blocked_at.after_ns(patience);
-        if cx.now < deadline {
-            return Fetch::Wait(deadline);
-        }
-        cx.mark(match self.config.prefetch_policy {
-            PrefetchPolicy::BestEffort => "hicache.prefetch_revoked",
-            PrefetchPolicy::WaitComplete | PrefetchPolicy::Timeout => "hicache.prefetch_timeout",
-        });
-        self.give_up(tiers, request);
-        let waiting = self.waiting.get_mut(&request).expect("looked up above");
-        waiting.state = State::Done;
-        waiting.stored_until = waiting.stored_until.max(until);
-        waiting.reason = Some(reason);
-        Fetch::Go
-    }
-
-    /// The request no longer waits; what is known about its misses is handed out.
-    pub(crate) fn leave(&mut self, tiers: &mut Tiers, request: RequestId) -> Option<Waiting> {
-        self.give_up(tiers, request);
-        self.waiting.remove(&request)
-    }
-
-    /// Takes a request off its batches and gives those up that nobody else wants and no lane has.
-    fn give_up(&mut self, tiers: &mut Tiers, request: RequestId) {
-        let Some(waiting) = self.waiting.get_mut(&request) else { return };
-        for id in core::mem::take(&mut waiting.batches) {
-            let batch = self.batches.get_mut(&id).expect("a request names live batches");
-            batch.users.retain(|user| *user != request);
-            if !batch.users.is_empty() || batch.op.is_some() {
-                continue;
-            }
-            let batch = self.batches.remove(&id).expect("looked up above");
-            self.batch_queue.retain(|other| *other != id);
-            self.fetching_pages -= batch.pages.len() as u32;
-            for &page in batch.pages.iter().rev() {
-                tiers.filled_host(page, false);
-            }
-        }
-    }
-
-    /// The scan has ended: requests that waited for it can be looked at.
-    pub(super) fn evaluate_all(&mut self, cx: &mut Cx<'_>, tiers: &mut Tiers) {
-        let requests: Vec<RequestId> = self
-            .waiting
-            .iter()
-            .filter(|(_, waiting)| waiting.state == State::Index)
-            .map(|(request, _)| *request)
-            .collect();
-        for request in requests {
-            self.evaluate(cx, tiers, request);
-        }
-    }
-
-    /// L3 is being detached: nobody waits for it any more.
-    pub(super) fn detach_waiting(&mut self, tiers: &mut Tiers) {
-        let requests: Vec<RequestId> = self.waiting.keys().copied().collect();
-        for request in requests {
-            self.give_up(tiers, request);
-            let waiting = self.waiting.get_mut(&request).expect("listed above");
-            if waiting.state != State::Done {
-                waiting.state = State::Done;
-                waiting.reason = Some(MissReason::StorageFailed);
-            }
-        }
-        self.parked.clear();
     }
 }

@@ -16,6 +16,7 @@
 mod control;
 mod fetch;
 mod index;
+mod wait;
 mod writes;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
