@@ -44,9 +44,21 @@ pub struct Object {
     /// True once an fsync has covered it.
     pub durable: bool,
     put: u64,
-    /// When it was last put or touched, as a count of both.
+    /// When it was last touched, or the chain that it was put behind.
     used: u64,
+    /// Pages between it and the one that was last touched.
+    behind: u64,
 }
+
+impl Object {
+    /// Larger is later; an object is older than what it was put behind.
+    fn recency(&self) -> u64 {
+        self.used << BEHIND_BITS | ((1 << BEHIND_BITS) - 1 - self.behind.min((1 << BEHIND_BITS) - 1))
+    }
+}
+
+/// Bits of a recency for the distance from what was touched last.
+const BEHIND_BITS: u32 = 20;
 
 /// What the header and checksum of an object tell a reader.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,14 +133,18 @@ impl Store {
         self.remove(key);
         self.bytes = bytes_after;
         let put = self.puts;
-        self.uses += 1;
         self.puts += 1;
         self.volatile.insert(put, key);
+        let (used, behind) = match self.objects.get(&parent) {
+            Some(parent) => (parent.used, parent.behind + 1),
+            None => {
+                self.uses += 1;
+                (self.uses, 0)
+            }
+        };
         let state = ObjectState::Intact;
-        self.objects.insert(
-            key,
-            Object { namespace, parent, bytes, state, content: key, durable: false, put, used: self.uses },
-        );
+        let object = Object { namespace, parent, bytes, state, content: key, durable: false, put, used, behind };
+        self.objects.insert(key, object);
         Ok(true)
     }
 
@@ -137,7 +153,7 @@ impl Store {
         for key in keys.iter().rev() {
             if let Some(object) = self.objects.get_mut(key) {
                 self.uses += 1;
-                object.used = self.uses;
+                (object.used, object.behind) = (self.uses, 0);
             }
         }
     }
@@ -194,7 +210,7 @@ impl Store {
         for (&key, _) in objects.by_ref().take(max as usize) {
             page.next = Some(key);
             match self.get(key, namespace) {
-                Ok(object) => page.keys.push((key, object.used)),
+                Ok(object) => page.keys.push((key, object.recency())),
                 Err(StoreFault::Torn) => page.torn += 1,
                 Err(StoreFault::Foreign | StoreFault::Missing) => page.foreign += 1,
             }

@@ -34,7 +34,8 @@ impl HiCache {
                 self.index.torn += u64::from(torn);
                 for (key, used) in keys {
                     if self.index.get(key).is_none() {
-                        self.index.set(key, Stored::Present, (used, 0));
+                        // Pages that this life hangs below it are older.
+                        self.index.set(key, Stored::Present, (used, u32::MAX));
                         self.index.begin_after(used);
                     }
                 }

@@ -96,6 +96,12 @@ impl Index {
         self.uses
     }
 
+    /// When a present object was last used.
+    pub(crate) fn used(&self, key: PageKey) -> Option<u64> {
+        let entry = &self.entries[self.find(key)? as usize];
+        (entry.state == Some(Stored::Present)).then_some(entry.rank.0)
+    }
+
     /// Uses to come are later than this one.
     pub(crate) fn begin_after(&mut self, used: u64) {
         self.uses = self.uses.max(used);
@@ -151,7 +157,7 @@ impl Index {
         }
         let Some(slot) = self.find(key) else { return };
         let entry = &mut self.entries[slot as usize];
-        let rank = (stamp, u32::MAX - depth);
+        let rank = (stamp, u32::MAX - 1 - depth);
         if entry.state != Some(Stored::Present) || entry.rank >= rank {
             return;
         }

@@ -199,14 +199,9 @@ impl HiCache {
             } else {
                 cx.metrics.persist_pages += 1;
                 self.failed.remove(&key);
-                self.index.set(key, Stored::Present, (stamp, u32::MAX - tiers.radix.depth(page)));
-            }
-        }
-        if self.index.has_quota() {
-            for end in Self::run_ends(tiers, pages) {
-                let mut path = Vec::new();
-                tiers.radix.path(end, &mut path);
-                self.note_use(tiers, &path);
+                // As recent as what it hangs from: what goes first under a quota is the end of a chain.
+                let used = self.index.used(tiers.parent_key(page)).unwrap_or(stamp);
+                self.index.set(key, Stored::Present, (used, u32::MAX - 1 - tiers.radix.depth(page)));
             }
         }
         for &page in pages.iter().rev() {
@@ -230,13 +225,6 @@ impl HiCache {
             self.index.touch(key, stamp, depth);
         }
         self.touches.push(keys);
-    }
-
-    /// Ends of the runs of a batch of pages: those whose successor in the batch is not their child.
-    fn run_ends(tiers: &Tiers, pages: &[PageId]) -> Vec<PageId> {
-        let goes_on =
-            |index: usize| pages.get(index + 1).is_some_and(|&next| tiers.radix.parent(next) == Some(pages[index]));
-        (0..pages.len()).filter(|&index| !goes_on(index)).map(|index| pages[index]).collect()
     }
 
     fn write_failed(&mut self, cx: &mut Cx<'_>, key: PageKey, page: PageId) {
