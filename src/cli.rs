@@ -44,7 +44,7 @@ struct Sim {
     /// Run only this variant ("base" for the file itself).
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
-    /// Print one JSON object per run instead of a page.
+    /// Print one JSON object per run, a line each, instead of pages.
     #[arg(long)]
     json: bool,
 }
@@ -87,7 +87,7 @@ fn simulate(sim: &Sim) -> ExitCode {
         }
     }
     if broken_runs > 0 {
-        eprintln!("{broken_runs} of {ran} runs broke a gate");
+        eprintln!("{broken_runs} of {ran} runs failed");
         return ExitCode::from(1);
     }
     ExitCode::SUCCESS
@@ -114,9 +114,15 @@ fn run_case(case: Case, sim: &Sim) -> bool {
     } else {
         report::page(&case.name, &case.about, &outcome, &values, &broken)
     };
-    // A reader that has gone (`| head`) is no reason to fail.
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    broken.is_empty() && outcome.violations.is_empty()
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // A reader that has gone (`| head`) is no reason to fail.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            eprintln!("error: the report cannot be written: {error}");
+            false
+        }
+        Ok(()) | Err(_) => broken.is_empty() && outcome.violations.is_empty(),
+    }
 }
 
 /// A bar for runs that take a while; nothing where nobody looks.

@@ -6,6 +6,7 @@ mod page;
 use pd_core::event::Served;
 use pd_core::metrics::Metrics;
 
+use crate::link::LinkUse;
 use crate::record::{End, Outcome, Record};
 use crate::scenario::expect::Values;
 use crate::stats::{Samples, Summary};
@@ -85,6 +86,19 @@ impl Hits {
     }
 }
 
+/// How long requests were served: up to the last answer or, if some are left, to the end. What a run lingers afterwards,
+/// for its writes, is nobody's latency.
+pub(crate) fn served_ns(outcome: &Outcome) -> f64 {
+    let ends = outcome.requests.iter().map(|record| record.finished.unwrap_or(outcome.ended));
+    (ends.max().unwrap_or(outcome.ended).0 as f64).max(1.0)
+}
+
+/// Share of the time of service for which a link carried as much as it can, in percent.
+pub(crate) fn busy_percent(outcome: &Outcome, used: &LinkUse) -> f64 {
+    let stretch = outcome.ended.0 as f64 / served_ns(outcome);
+    (100.0 * used.bytes as f64 / (used.bytes_max as f64).max(1.0) * stretch).min(100.0)
+}
+
 /// Where a prompt's KV came from: at the worker that computed it or, if no prefill did, at the decode worker.
 pub(crate) fn served(record: &Record) -> Option<&Served> {
     record.served.as_deref().or(record.sink_served.as_deref())
@@ -133,9 +147,7 @@ pub fn values(outcome: &Outcome) -> Values {
     put("requests.retractions", requests.iter().map(|record| f64::from(record.retractions)).sum());
     let output: u64 = requests.iter().map(|record| u64::from(record.tokens)).sum();
     let input: u64 = requests.iter().filter(|one| one.is_complete()).map(|one| u64::from(one.prompt_tokens)).sum();
-    // Up to the last answer; what the run lingers afterwards for its writes is nobody's latency.
-    let last = requests.iter().filter_map(|record| record.finished).max().unwrap_or(outcome.ended);
-    let seconds = (last.0 as f64 / 1e9).max(1e-9);
+    let seconds = served_ns(outcome) / 1e9;
     put("tokens.input", input as f64);
     put("tokens.output", output as f64);
     put("throughput.input_tokens_per_second", input as f64 / seconds);
@@ -191,7 +203,7 @@ pub fn values(outcome: &Outcome) -> Values {
     }
     for (name, used) in &outcome.links {
         values.insert(format!("links.{name}.bytes"), used.bytes as f64);
-        values.insert(format!("links.{name}.busy_percent"), f64::from(used.per_mille()) / 10.0);
+        values.insert(format!("links.{name}.busy_percent"), busy_percent(outcome, used));
     }
     for store in &outcome.stores {
         values.insert(format!("stores.{}.objects", store.name), store.objects as f64);

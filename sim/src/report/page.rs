@@ -174,7 +174,12 @@ fn summary(outcome: &Outcome, values: &Values) -> Vec<(&'static str, String)> {
     misses.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
     if !misses.is_empty() {
         let texts: Vec<String> = misses.iter().map(|(tokens, reason)| format!("{reason} {tokens}")).collect();
-        lines.push(("misses", texts.join(", ")));
+        lines.push(("misses", format!("{} (tokens)", texts.join(", "))));
+    }
+    let refused: Vec<String> =
+        values.iter().filter_map(|(name, count)| Some(format!("{} {count}", name.strip_prefix("refused.")?))).collect();
+    if !refused.is_empty() {
+        lines.push(("refused", refused.join(", ")));
     }
     let counters = totals(outcome);
     let moved = counters.backup_pages + counters.load_back_pages + counters.persist_pages + counters.prefetch_pages;
@@ -192,19 +197,20 @@ fn summary(outcome: &Outcome, values: &Values) -> Vec<(&'static str, String)> {
             ),
         ));
     }
-    if !outcome.transfers.is_empty() {
+    if !outcome.transfers.is_empty() || counters.handoffs_failed + counters.handoffs_received > 0 {
         let bytes = value("transfers.bytes");
         let wire: f64 = outcome.transfers.iter().map(|transfer| transfer.ended.ns_since(transfer.started) as f64).sum();
         lines.push((
             "hand-offs",
             format!(
-                "{} done, {} failed, {} retried; {} pushes of {:.2} GB, mean {:.2} ms each",
+                "{} done, {} failed, {} retried, {} prompts computed by decode; {} pushes of {:.2} GB, mean {:.2} ms from start to end",
                 counters.handoffs_received,
                 counters.handoffs_failed,
                 counters.handoff_retries,
+                counters.local_recomputes,
                 outcome.transfers.len(),
                 bytes / 1e9,
-                milliseconds(wire / outcome.transfers.len() as f64),
+                milliseconds(wire / (outcome.transfers.len() as f64).max(1.0)),
             ),
         ));
     }

@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::Duration;
 
-use pd_core::config::{ConfigError, KvConfig, SchedConfig, StorageMode, TransferConfig, WorkerConfig};
+use pd_core::config::{ConfigError, KvConfig, Mode, SchedConfig, StorageMode, TransferConfig, WorkerConfig};
 use pd_core::cost::{Cost, LinkCost, Model};
 use pd_core::event::Control;
 use pd_core::id::{Epoch, PageKey, RequestId, WorkerId};
@@ -35,6 +35,8 @@ impl Problem {
     }
 }
 
+/// Most workers of a deployment: what one router knows.
+const WORKERS_MAX: u64 = 4096;
 /// A bandwidth that never limits.
 const UNLIMITED: u64 = 1 << 60;
 /// After the last request: time for writes to reach L3.
@@ -50,8 +52,14 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
     let library = Library::new(root);
     let model = library.model(&file.model).map_err(|error| named("model", &error))?;
     let wires = Wires::new(&library, &file.network)?;
-    if file.worker.iter().map(|group| group.count).sum::<u32>() == 0 {
-        return Err(Problem::at("count", "there is no worker"));
+    match file.worker.iter().map(|group| u64::from(group.count)).sum() {
+        1..=WORKERS_MAX => {}
+        count => {
+            return Err(Problem::at(
+                "count",
+                format!("there are {count} workers; a deployment has 1 to {WORKERS_MAX}"),
+            ));
+        }
     }
     let mut workers: Vec<WorkerSetup> = Vec::new();
     let mut stores = Vec::new();
@@ -60,6 +68,7 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
         if group.per_machine == 0 {
             return Err(Problem::at("per_machine", "per_machine is 0; it must be at least 1"));
         }
+        machine = group.machine.unwrap_or(machine);
         let built = Group::new(&library, &model, group, &wires)?;
         let shared = matches!(&group.hicache_storage, Some(storage) if storage.mode == StorageMode::Shared);
         for index in 0..group.count {
@@ -75,11 +84,12 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
             let store = group.hicache_storage.is_some().then(|| stores.len() as u32 - 1);
             workers.push(built.worker(file, id, machine, store, &wires));
         }
-        machine += 1;
+        machine = workers.iter().map(|worker| worker.host + 1).max().unwrap_or(0);
     }
     for worker in &workers {
         worker.config.check().map_err(|error| Problem { key: Some(key_of(&error)), message: error.to_string() })?;
     }
+    fits_together(&workers)?;
     let router = router(file, &workers, &model, &wires)?;
     let mut script = Vec::new();
     for event in &file.event {
@@ -198,6 +208,16 @@ impl<'a> Group<'a> {
             Some(count) => count.0,
             None => cost.kv_tokens_capacity(fraction),
         };
+        let largest = cost.kv_tokens_capacity(1000);
+        if table.service.is_none() && tokens > largest {
+            return Err(Problem::at(
+                "max_total_tokens",
+                format!(
+                    "max_total_tokens is {tokens}; {} on {} x {} has memory for {largest} tokens of KV beside the weights",
+                    model.name, table.tp, table.gpu
+                ),
+            ));
+        }
         let pages = |tokens: u64| u32::try_from(tokens / u64::from(page_size.max(1))).unwrap_or(u32::MAX);
         let gpu_pages = pages(tokens);
         if gpu_pages < 2 {
@@ -408,6 +428,24 @@ fn namespace(model: &Model, dtype: &str, page_size: u32) -> PageKey {
         ..Namespace::default()
     }
     .root()
+}
+
+/// Checks what no worker can know of itself.
+fn fits_together(workers: &[WorkerSetup]) -> Result<(), Problem> {
+    if workers.iter().all(|worker| worker.config.mode == Mode::Prefill) {
+        return Err(Problem::at("mode", "no worker can decode; add one of mode \"decode\" or \"unified\""));
+    }
+    let backends = |mode| {
+        workers.iter().filter(move |worker| worker.config.mode == mode).map(|worker| worker.config.transfer.backend)
+    };
+    if backends(Mode::Prefill).any(|one| backends(Mode::Decode).any(|other| one != other)) {
+        return Err(Problem::at(
+            "disaggregation_transfer_backend",
+            "prefill and decode workers must have the same disaggregation_transfer_backend: \
+             one side would wait for bytes that the other never sends",
+        ));
+    }
+    Ok(())
 }
 
 fn router(

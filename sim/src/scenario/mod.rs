@@ -65,7 +65,11 @@ pub fn load(path: &Path, overrides: &Overrides) -> Result<Vec<Case>, ScenarioErr
     let mut base = table.clone();
     base.remove("variant");
     cases.push(case(path, &text, &stem, &base, None, overrides)?);
-    for variant in &file.variant {
+    for (index, variant) in file.variant.iter().enumerate() {
+        if variant.name == "base" || file.variant[..index].iter().any(|other| other.name == variant.name) {
+            let problem = format!("the name \"{}\" of a variant is taken (\"base\" is the file itself)", variant.name);
+            return Err(ScenarioError::new(path, problem).at_key(&text, "name"));
+        }
         let mut changed = base.clone();
         for (key, value) in &variant.set {
             set(&mut changed, key, value.clone()).map_err(|problem| {

@@ -98,6 +98,9 @@ pub struct Worker {
     /// Workers per machine; those of one machine share its host link and reach each other over `near`.
     #[serde(default = "one_worker")]
     pub per_machine: u32,
+    /// Index of the machine of the first of them; a new one by default. Groups on one machine reach each other over
+    /// `near`.
+    pub machine: Option<u32>,
     /// Instead of a GPU: fixed service times, for oracles.
     pub service: Option<Service>,
 

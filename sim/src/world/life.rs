@@ -1,6 +1,7 @@
 //! Lives of workers and the script: starts, restarts, crashes, and what happens to stores, links and operators' orders.
 
 use pd_core::config::Mode;
+use pd_core::event::Control;
 use pd_core::id::{Epoch, PageKey, WorkerId};
 use pd_core::op::Input;
 use pd_core::router::{Member, RouterInput};
@@ -91,7 +92,14 @@ impl<M: Serve> WorldOf<M> {
                 self.fabric.depots[store as usize].store.wipe();
             }
             Action::Cancel { request } => self.cancel(request),
-            Action::Control { worker, control } => self.post(worker, 0, Input::Control(control)),
+            Action::Control { worker, control } => {
+                if control == Control::Drain {
+                    // As a router learns of it from a worker's readiness: no new requests are sent there.
+                    let worker = self.nodes[worker as usize].config.worker;
+                    self.feed_router(RouterInput::Drain { worker });
+                }
+                self.post(worker, 0, Input::Control(control));
+            }
             Action::SetLink { name, bytes_per_second } => {
                 let link = self.link_names.iter().position(|known| *known == name);
                 let link = link.expect("the script names a link that there is");
