@@ -5,6 +5,7 @@
 
 mod cases;
 mod model;
+mod races;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
