@@ -134,4 +134,20 @@ impl HiCache {
     pub(crate) fn parked_requests(&self) -> usize {
         self.parked.len()
     }
+
+    /// At rest nothing is held for a move that has ended.
+    pub(crate) fn check_idle(&self, tiers: &Tiers) {
+        assert!(self.moves.is_empty() && self.batches.is_empty() && self.waiting.is_empty() && self.parked.is_empty());
+        assert_eq!((self.backup_ops, self.storage_ops, self.wipes, self.fetching_pages), (0, 0, 0, 0));
+        for page in tiers.radix.iter() {
+            let residence = tiers.radix.get(page);
+            assert!(residence.loading.is_none(), "{page:?} is loaded by nothing");
+            assert!(residence.device.is_none_or(|gpu| tiers.gpu.pins(gpu) == 0), "{page:?} is pinned in L1 by nothing");
+            assert!(
+                residence.host.is_none_or(|copy| tiers.host.pins(copy) == 0),
+                "{page:?} is pinned in L2 by nothing"
+            );
+            assert!(!residence.backup_queued, "{page:?} waits for a backup that does not come");
+        }
+    }
 }

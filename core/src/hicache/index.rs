@@ -183,6 +183,11 @@ impl Index {
         Some(entry.key)
     }
 
+    #[cfg(test)]
+    pub(crate) fn keys_present(&self) -> Vec<PageKey> {
+        self.entries.iter().filter(|entry| entry.state == Some(Stored::Present)).map(|entry| entry.key).collect()
+    }
+
     pub(crate) fn clear(&mut self) {
         *self = Self { uses: self.uses, ..Self::new(self.pages_max) };
     }
