@@ -6,6 +6,8 @@ pub const PAGE_SIZE_MAX: u32 = 1024;
 pub const STORAGE_BATCH_PAGES: u32 = 128;
 /// Most keys that one query asks for.
 pub const QUERY_KEYS_MAX: u32 = 4096;
+/// About the most keys whose use L3 has not been told of; the latest uses are kept.
+pub const TOUCH_KEYS_MAX: usize = 65_536;
 /// Most forwards in flight: the one that runs and one batch ahead.
 pub const FORWARDS_IN_FLIGHT_MAX: usize = 2;
 /// Most stop tokens of a request.

@@ -14,7 +14,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use super::{HiCache, Move, Storage};
+use super::{HiCache, Move, Storage, Stored};
 use crate::config::StorageMode;
 use crate::cx::{Cx, Owner};
 use crate::digest::Digest;
@@ -66,6 +66,8 @@ pub(crate) struct Waiting {
     pub(super) blocked_at: Option<Instant>,
     /// What a shared store answered, from page `answered_from` on.
     answer: Option<(u32, Vec<bool>)>,
+    /// The question that is awaited; an earlier wait of the same request may have asked another.
+    query: Option<OpId>,
 }
 
 impl Waiting {
@@ -139,6 +141,7 @@ impl HiCache {
                 batches: Vec::new(),
                 blocked_at: None,
                 answer: None,
+                query: None,
             },
         );
         match state {
@@ -160,19 +163,35 @@ impl HiCache {
         }
         let keys = waiting.prompt.keys[local as usize..until as usize].to_vec();
         let op = cx.start(Owner::Kv, Vec::new(), Command::Query(keys));
+        waiting.query = Some(op);
         self.moves.insert(op, Move::Query(request));
         self.storage_ops += 1;
     }
 
-    pub(super) fn answered(&mut self, cx: &mut Cx<'_>, tiers: &mut Tiers, request: RequestId, outcome: Outcome) {
+    pub(super) fn answered(
+        &mut self,
+        cx: &mut Cx<'_>,
+        tiers: &mut Tiers,
+        op: OpId,
+        request: RequestId,
+        outcome: Outcome,
+    ) {
         self.storage_ops -= 1;
         let Some(waiting) = self.waiting.get_mut(&request) else { return };
-        if waiting.state != State::Querying {
+        if waiting.state != State::Querying || waiting.query != Some(op) {
             return;
         }
         waiting.state = State::Done;
         match outcome {
             Outcome::Found(held) => {
+                // What somebody else removed is written again when it is next in L2.
+                for (&key, _) in
+                    waiting.prompt.keys[waiting.local as usize..].iter().zip(&held).filter(|(_, held)| !**held)
+                {
+                    if self.index.has(key) {
+                        self.index.remove(key);
+                    }
+                }
                 waiting.answer = Some((waiting.local, held));
                 self.evaluate(cx, tiers, request);
             }
@@ -421,8 +440,14 @@ impl HiCache {
             match failed.get(&(index as u32)) {
                 None => {
                     cx.metrics.prefetch_pages += 1;
-                    tiers.radix.get_mut(page).fetched = true;
-                    self.index.touch(key, stamp, tiers.radix.depth(page));
+                    let residence = tiers.radix.get_mut(page);
+                    residence.fetched = residence.device.is_none();
+                    let depth = tiers.radix.depth(page);
+                    self.index.touch(key, stamp, depth);
+                    let is_shared = self.config.storage == StorageMode::Shared && self.has_storage();
+                    if is_shared && self.wipes == 0 && self.index.get(key).is_none() {
+                        self.index.set(key, Stored::Present, (stamp, u32::MAX - depth));
+                    }
                     tiers.filled_host(page, true);
                 }
                 Some(fault) => {

@@ -19,6 +19,8 @@ pub(crate) enum Stored {
     Present,
     /// It is being written.
     Writing,
+    /// It is being removed, and is not written again before that has ended: L3 orders nothing.
+    Discarding,
     /// Writing failed; not to be tried before the instant.
     Failed { retry_at: Instant },
 }
@@ -175,15 +177,21 @@ impl Index {
         self.free.push(slot);
     }
 
-    /// The least recently used entry while there are more than the quota allows; it is removed.
+    /// The least recently used entry while there are more than the quota allows; it counts no more.
     pub(crate) fn over_quota(&mut self) -> Option<PageKey> {
         if self.present <= self.pages_max {
             return None;
         }
         let &(_, slot) = self.order.first()?;
-        let key = self.entries[slot as usize].key;
-        self.remove(key);
-        Some(key)
+        self.unlist(slot);
+        let entry = &mut self.entries[slot as usize];
+        entry.state = Some(Stored::Discarding);
+        Some(entry.key)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn keys_present(&self) -> Vec<PageKey> {
+        self.entries.iter().filter(|entry| entry.state == Some(Stored::Present)).map(|entry| entry.key).collect()
     }
 
     pub(crate) fn clear(&mut self) {
@@ -198,6 +206,7 @@ impl Index {
                 None => 0,
                 Some(Stored::Present) => 1,
                 Some(Stored::Writing) => 2,
+                Some(Stored::Discarding) => 4,
                 Some(Stored::Failed { retry_at }) => 3 ^ retry_at.0 << 2,
             });
             digest.word(entry.rank.0);

@@ -43,7 +43,7 @@ enum Move {
     /// L2 -> L1, for these sequences; the pages from the given one on are not good if it fails.
     LoadBack { pages: Vec<PageId>, users: Vec<(RequestId, u32)> },
     /// L2 -> L3.
-    Persist(Vec<PageId>),
+    Persist { pages: Vec<PageId>, era: u64 },
     /// L3 -> L2.
     Fetch(BatchId),
     /// Which keys does L3 hold?
@@ -51,9 +51,11 @@ enum Move {
     /// What does L3 hold?
     Scan,
     /// Remove from L3.
-    Discard,
-    /// Remove everything from L3, or note uses there.
-    Order,
+    Discard(Vec<PageKey>),
+    /// Remove everything from L3.
+    Wipe,
+    /// Note uses in L3.
+    Touch,
 }
 
 /// Whether L3 is in use.
@@ -61,8 +63,8 @@ enum Move {
 enum Storage {
     /// Not attached.
     Off,
-    /// The index is being rebuilt; the key is where the scan goes on.
-    Scanning { next: Option<PageKey>, asked: bool },
+    /// The index is being rebuilt; the key is where the scan goes on, the operation the one that is awaited.
+    Scanning { next: Option<PageKey>, scan: Option<OpId> },
     /// Attached.
     On,
 }
@@ -91,8 +93,15 @@ pub(crate) struct HiCache {
     /// Attempts and place of pages whose last write failed.
     failed: BTreeMap<PageKey, (u32, PageId)>,
     scan_not_before: Instant,
+    /// Counts attaches, detaches and clears: what a command of an earlier era says about L3 no longer holds.
+    era: u64,
+    /// Wipes in flight. L3 orders nothing, so nothing is written meanwhile.
+    wipes: u32,
+    /// Failed discards are not tried again before.
+    discard_not_before: Option<Instant>,
     /// Uses that L3 has not been told of, oldest first; each from the root on.
-    touches: Vec<Vec<PageKey>>,
+    touches: VecDeque<Vec<PageKey>>,
+    touched_keys: usize,
     storage_ops: u32,
     backup_ops: u32,
 }
@@ -106,7 +115,7 @@ impl HiCache {
     pub(crate) fn new(config: &KvConfig) -> Self {
         let storage = match config.storage {
             StorageMode::None => Storage::Off,
-            StorageMode::Private => Storage::Scanning { next: None, asked: false },
+            StorageMode::Private => Storage::Scanning { next: None, scan: None },
             StorageMode::Shared => Storage::On,
         };
         Self {
@@ -125,7 +134,11 @@ impl HiCache {
             retries: BTreeSet::new(),
             failed: BTreeMap::new(),
             scan_not_before: Instant::ZERO,
-            touches: Vec::new(),
+            era: 0,
+            wipes: 0,
+            discard_not_before: None,
+            touches: VecDeque::new(),
+            touched_keys: 0,
             storage_ops: 0,
             backup_ops: 0,
         }
@@ -192,11 +205,23 @@ impl HiCache {
         match done {
             Move::Backup(pages) => self.backed_up(cx, tiers, &pages, &outcome),
             Move::LoadBack { pages, users } => self.loaded(cx, tiers, &pages, &users, &outcome, events),
-            Move::Persist(pages) => self.persisted(cx, tiers, &pages, &outcome),
+            Move::Persist { pages, era } => self.persisted(cx, tiers, &pages, era, &outcome),
             Move::Fetch(batch) => self.fetched(cx, tiers, batch, &outcome),
-            Move::Query(request) => self.answered(cx, tiers, request, outcome),
-            Move::Scan => self.scanned(cx, tiers, outcome),
-            Move::Discard | Move::Order => self.storage_ops -= 1,
+            Move::Query(request) => self.answered(cx, tiers, op, request, outcome),
+            Move::Scan => self.scanned(cx, tiers, op, outcome),
+            Move::Discard(keys) => self.discarded(cx, &keys, &outcome),
+            Move::Wipe => {
+                self.storage_ops -= 1;
+                self.wipes -= 1;
+            }
+            Move::Touch => self.storage_ops -= 1,
+        }
+    }
+
+    /// A sequence gives its pages back before the load back has ended: it is not told how that ends.
+    pub(crate) fn forget_load(&mut self, op: OpId, request: RequestId) {
+        if let Some(Move::LoadBack { users, .. }) = self.moves.get_mut(&op) {
+            users.retain(|(user, _)| *user != request);
         }
     }
 
@@ -256,10 +281,11 @@ impl HiCache {
 
     /// When a tick is wanted.
     pub(crate) fn deadline(&self) -> Option<(Instant, &'static str)> {
-        let scan = matches!(self.storage, Storage::Scanning { asked: false, .. })
+        let scan = matches!(self.storage, Storage::Scanning { scan: None, .. })
             .then_some((self.scan_not_before, "scan of the storage"));
         let retry = self.retries.first().map(|&(at, _)| (at, "retry of a failed write"));
-        earlier(scan, retry)
+        let discard = self.discard_not_before.map(|at| (at, "retry of a failed discard"));
+        earlier(earlier(scan, retry), discard)
     }
 
     /// Pages of the host pool that moves and queues account for are in the tree; what is left to recount is the rest.

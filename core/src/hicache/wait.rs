@@ -56,7 +56,11 @@ impl HiCache {
     /// The request no longer waits; what is known about its misses is handed out.
     pub(crate) fn leave(&mut self, tiers: &mut Tiers, request: RequestId) -> Option<Waiting> {
         self.give_up(tiers, request);
-        self.waiting.remove(&request)
+        let waiting = self.waiting.remove(&request)?;
+        if waiting.state == State::Parked {
+            self.parked.retain(|other| *other != request);
+        }
+        Some(waiting)
     }
 
     /// Takes a request off its batches and gives those up that nobody else wants and no lane has.
@@ -97,6 +101,9 @@ impl HiCache {
             self.give_up(tiers, request);
             let waiting = self.waiting.get_mut(&request).expect("listed above");
             if waiting.state != State::Done {
+                if matches!(waiting.state, State::Index | State::Querying) {
+                    waiting.stored_until = waiting.cap;
+                }
                 waiting.state = State::Done;
                 waiting.reason = Some(MissReason::StorageFailed);
             }

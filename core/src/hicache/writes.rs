@@ -7,8 +7,8 @@ use crate::config::{HostPolicy, WritePolicy};
 use crate::cx::{Cx, Owner};
 use crate::id::PageKey;
 use crate::kv::tiers::{HostFill, Tiers};
-use crate::limits::{STORAGE_BATCH_PAGES, STORAGE_OPS_MAX};
-use crate::op::{Command, Object, Outcome};
+use crate::limits::{STORAGE_BATCH_PAGES, STORAGE_OPS_MAX, TOUCH_KEYS_MAX};
+use crate::op::{Command, Fault, Object, Outcome};
 use crate::radix::PageId;
 use crate::time::nanos;
 
@@ -61,6 +61,22 @@ impl HiCache {
         if !residence.persist_queued && !residence.dead {
             residence.persist_queued = true;
             self.persist_queue.push_back((page, key));
+            if self.persist_queue.len() > 2 * self.config.host_pages as usize {
+                self.compact_persists(tiers);
+            }
+        }
+    }
+
+    /// Takes entries of pages that left L2 out of the queue, so that it stays as short as L2 is while L3 hangs.
+    fn compact_persists(&mut self, tiers: &mut Tiers) {
+        self.persist_queue.retain(|&(page, key)| {
+            tiers.radix.contains(page)
+                && tiers.radix.key(page) == key
+                // One entry a page: the flag is put back below.
+                && core::mem::take(&mut tiers.radix.get_mut(page).persist_queued)
+        });
+        for &(page, _) in &self.persist_queue {
+            tiers.radix.get_mut(page).persist_queued = true;
         }
     }
 
@@ -120,7 +136,9 @@ impl HiCache {
         }
         for (index, &page) in pages.iter().enumerate() {
             let good = !failed.contains_key(&(index as u32));
-            let dead = tiers.radix.get(page).dead;
+            let residence = tiers.radix.get_mut(page);
+            let dead = residence.dead;
+            residence.unsavable = !good;
             tiers.filled_host(page, good);
             if good && !dead {
                 self.queue_persist(tiers, page);
@@ -135,7 +153,9 @@ impl HiCache {
     pub(crate) fn must_save(&self, tiers: &Tiers, page: PageId) -> bool {
         let by_eviction =
             self.config.write_policy == WritePolicy::WriteBack || self.config.host_policy == HostPolicy::Exclusive;
-        by_eviction && self.has_host() && tiers.radix.get(page).host.is_none()
+        let residence = tiers.radix.get(page);
+        // A copy that failed is not waited for again: requests wait for the room.
+        by_eviction && self.has_host() && residence.host.is_none() && !residence.unsavable
     }
 
     /// An exclusive L2 keeps no copy of what L1 has, once L3 has it too or is not there.
@@ -149,7 +169,7 @@ impl HiCache {
     }
 
     pub(super) fn settle_persists(&mut self, cx: &mut Cx<'_>, tiers: &mut Tiers) {
-        if !matches!(self.storage, Storage::On) {
+        if !matches!(self.storage, Storage::On) || self.wipes > 0 {
             return;
         }
         // Reads have half of the lane to themselves: a request waits for them.
@@ -159,14 +179,17 @@ impl HiCache {
             while pages.len() < STORAGE_BATCH_PAGES as usize {
                 let Some((page, key)) = self.persist_queue.pop_front() else { break };
                 if !tiers.radix.contains(page) || tiers.radix.key(page) != key {
+                    self.failed.remove(&key);
                     continue;
                 }
                 let residence = tiers.radix.get_mut(page);
-                if !residence.persist_queued {
+                if !core::mem::take(&mut residence.persist_queued) {
                     continue;
                 }
-                residence.persist_queued = false;
-                let Some(host) = residence.readable_host() else { continue };
+                let Some(host) = residence.readable_host() else {
+                    self.failed.remove(&key);
+                    continue;
+                };
                 if !self.lacks(key) {
                     continue;
                 }
@@ -180,12 +203,19 @@ impl HiCache {
                 break;
             }
             let op = cx.start(Owner::Kv, Vec::new(), Command::Persist(objects));
-            self.moves.insert(op, Move::Persist(pages));
+            self.moves.insert(op, Move::Persist { pages, era: self.era });
             self.storage_ops += 1;
         }
     }
 
-    pub(super) fn persisted(&mut self, cx: &mut Cx<'_>, tiers: &mut Tiers, pages: &[PageId], outcome: &Outcome) {
+    pub(super) fn persisted(
+        &mut self,
+        cx: &mut Cx<'_>,
+        tiers: &mut Tiers,
+        pages: &[PageId],
+        era: u64,
+        outcome: &Outcome,
+    ) {
         self.storage_ops -= 1;
         let failed = Self::failures(outcome, pages.len());
         let stamp = self.index.begin_use();
@@ -193,11 +223,14 @@ impl HiCache {
             let key = tiers.radix.key(page);
             if failed.contains_key(&(index as u32)) {
                 cx.metrics.persist_failed_pages += 1;
-                self.write_failed(cx, key, page);
-            } else if matches!(self.storage, Storage::Off) {
-                self.index.remove(key);
-            } else {
-                cx.metrics.persist_pages += 1;
+                if era == self.era {
+                    self.write_failed(cx, key, page);
+                }
+                continue;
+            }
+            cx.metrics.persist_pages += 1;
+            // Else L3 was detached or cleared meanwhile, and whether it has the object is not known.
+            if era == self.era {
                 self.failed.remove(&key);
                 // As recent as what it hangs from: what goes first under a quota is the end of a chain.
                 let used = self.index.used(tiers.parent_key(page)).unwrap_or(stamp);
@@ -224,7 +257,11 @@ impl HiCache {
         for (depth, &key) in (0..).zip(&keys) {
             self.index.touch(key, stamp, depth);
         }
-        self.touches.push(keys);
+        self.touched_keys += keys.len();
+        self.touches.push_back(keys);
+        while self.touched_keys > TOUCH_KEYS_MAX && self.touches.len() > 1 {
+            self.touched_keys -= self.touches.pop_front().map_or(0, |keys| keys.len());
+        }
     }
 
     fn write_failed(&mut self, cx: &mut Cx<'_>, key: PageKey, page: PageId) {
@@ -249,7 +286,10 @@ impl HiCache {
             }
             self.index.remove(key);
             let Some(&(_, page)) = self.failed.get(&key) else { continue };
-            if tiers.radix.contains(page) && tiers.radix.key(page) == key {
+            let is_here = tiers.radix.contains(page)
+                && tiers.radix.key(page) == key
+                && tiers.radix.get(page).readable_host().is_some();
+            if is_here {
                 cx.mark("hicache.persist_retried");
                 self.queue_persist(tiers, page);
             } else {
@@ -259,11 +299,15 @@ impl HiCache {
     }
 
     pub(super) fn settle_quota(&mut self, cx: &mut Cx<'_>) {
+        if self.discard_not_before.is_some_and(|at| at <= cx.now) {
+            self.discard_not_before = None;
+        }
         if !matches!(self.storage, Storage::On) || self.storage_ops >= STORAGE_OPS_MAX {
             return;
         }
         let mut keys = Vec::new();
-        while keys.len() < STORAGE_BATCH_PAGES as usize
+        while self.discard_not_before.is_none()
+            && keys.len() < STORAGE_BATCH_PAGES as usize
             && let Some(key) = self.index.over_quota()
         {
             keys.push(key);
@@ -271,15 +315,36 @@ impl HiCache {
         if !self.touches.is_empty() {
             // The latest use first, and of each use the root first.
             let keys = core::mem::take(&mut self.touches).into_iter().rev().flatten().collect();
+            self.touched_keys = 0;
             let op = cx.start(Owner::Kv, Vec::new(), Command::Touch(keys));
-            self.moves.insert(op, Move::Order);
+            self.moves.insert(op, Move::Touch);
             self.storage_ops += 1;
         }
         if !keys.is_empty() {
             cx.metrics.discard_pages += keys.len() as u64;
-            let op = cx.start(Owner::Kv, Vec::new(), Command::Discard(keys));
-            self.moves.insert(op, Move::Discard);
+            let op = cx.start(Owner::Kv, Vec::new(), Command::Discard(keys.clone()));
+            self.moves.insert(op, Move::Discard(keys));
             self.storage_ops += 1;
+        }
+    }
+
+    /// What could not be removed still takes room in L3: it counts again, as used least recently.
+    pub(super) fn discarded(&mut self, cx: &mut Cx<'_>, keys: &[PageKey], outcome: &Outcome) {
+        self.storage_ops -= 1;
+        let failed = Self::failures(outcome, keys.len());
+        for (index, &key) in (0_u32..).zip(keys) {
+            // Else L3 was detached or cleared meanwhile.
+            if self.index.get(key) != Some(Stored::Discarding) {
+                continue;
+            }
+            match failed.get(&index) {
+                None | Some(Fault::Missing) => self.index.remove(key),
+                Some(_) => {
+                    self.index.set(key, Stored::Present, (0, index));
+                    self.discard_not_before = Some(cx.now.after_ns(nanos(self.config.write_retry_max)));
+                    cx.mark("hicache.discard_failed");
+                }
+            }
         }
     }
 }

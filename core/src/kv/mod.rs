@@ -225,7 +225,6 @@ impl Kv {
                 let gpu = self.tiers.gpu.allocate().expect("room was made");
                 self.tiers.attach_device(page, gpu, 0);
                 self.tiers.pin_device(page);
-                self.tiers.radix.get_mut(page).fetched = false;
                 lease.table.push(gpu);
             }
             lease.loading.push(self.hicache.load_back(cx, &mut self.tiers, request, hit.device, loads));
@@ -403,6 +402,9 @@ impl Kv {
     /// Gives the pages back. Published pages stay as cache, the others become free.
     pub fn release(&mut self, lease: Lease) {
         let stamp = self.tiers.next_stamp();
+        for &op in &lease.loading {
+            self.hicache.forget_load(op, lease.request);
+        }
         for index in (lease.entries.len()..lease.table.len()).rev() {
             self.tiers.gpu.release(lease.table[index]);
         }
@@ -431,7 +433,7 @@ impl Kv {
             Control::Flush => self.tiers.flush(),
             Control::AttachStorage => self.hicache.attach(&mut self.tiers),
             Control::DetachStorage => self.hicache.detach(&mut self.tiers),
-            Control::ClearStorage => self.hicache.clear(cx),
+            Control::ClearStorage => self.hicache.clear(cx, &mut self.tiers),
             Control::Drain => {}
         }
     }

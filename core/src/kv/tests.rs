@@ -5,6 +5,7 @@
 
 mod cases;
 mod model;
+mod races;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -19,6 +20,8 @@ use crate::op::{Command, Fault, Outcome, Output, Prompt};
 use crate::testkit::{self, Bench};
 
 const ROOT: PageKey = PageKey(7);
+/// What is in memory that a command failed to fill.
+const GARBAGE: PageKey = PageKey(0);
 
 /// What a test wants done with an operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,6 +85,7 @@ impl Rig {
         self.kv.settle(&mut self.bench.cx());
         for output in self.bench.outputs() {
             if let Output::Start { op, command, .. } = output {
+                self.spoil(&command);
                 self.flying.insert(op, command);
             }
         }
@@ -92,7 +96,10 @@ impl Rig {
     fn end(&mut self, op: OpId, how: End) {
         let command = self.flying.remove(&op).expect("an operation in flight");
         let outcome = match how {
-            End::Badly(fault) => Outcome::Failed(fault),
+            End::Badly(fault) => {
+                self.spoil(&command);
+                Outcome::Failed(fault)
+            }
             End::Well => self.carry_out(&command),
         };
         assert_eq!(self.bench.ops.finish(op), Some(Owner::Kv));
@@ -107,17 +114,46 @@ impl Rig {
         self.settle();
     }
 
+    /// Starts: what a command will write is bad from now on. Fails: it stays bad.
+    fn spoil(&mut self, command: &Command) {
+        match command {
+            Command::LoadBack(pages) => {
+                for (_, gpu) in pages {
+                    self.gpu.insert(*gpu, GARBAGE);
+                }
+            }
+            Command::Backup(pages) => {
+                for (_, host) in pages {
+                    self.host.insert(*host, GARBAGE);
+                }
+            }
+            Command::Prefetch(objects) => {
+                for object in objects {
+                    self.host.insert(object.page, GARBAGE);
+                }
+            }
+            Command::Forward(_)
+            | Command::Push(_)
+            | Command::Query(_)
+            | Command::Persist(_)
+            | Command::Discard(_)
+            | Command::Scan { .. }
+            | Command::Touch(_)
+            | Command::Wipe => {}
+        }
+    }
+
     fn carry_out(&mut self, command: &Command) -> Outcome {
         match command {
             Command::LoadBack(pages) => {
                 for (host, gpu) in pages {
-                    self.gpu.insert(*gpu, self.host[host]);
+                    self.gpu.insert(*gpu, self.host.get(host).copied().unwrap_or(GARBAGE));
                 }
                 Outcome::Moved
             }
             Command::Backup(pages) => {
                 for (gpu, host) in pages {
-                    self.host.insert(*host, self.gpu[gpu]);
+                    self.host.insert(*host, self.gpu.get(gpu).copied().unwrap_or(GARBAGE));
                 }
                 Outcome::Moved
             }
@@ -208,17 +244,24 @@ impl Rig {
 
     /// Computes and publishes the prompt of a lease.
     fn compute(&mut self, at: usize) {
+        self.compute_some(at, u32::MAX, 0);
+    }
+
+    /// Computes what is not cached, publishes at most so many pages.
+    fn compute_some(&mut self, at: usize, pages: u32, priority: i32) {
         self.assert_content(at);
         let page_size = self.kv.config().page_size as usize;
         let (lease, prompt) = &mut self.leases[at];
         let from = lease.published_pages() as usize;
-        let cached = lease.cached_tokens() as usize / page_size;
-        for (page, key) in lease.table().iter().zip(&prompt.keys).skip(cached) {
+        // Neither what was cached nor what was published is written again: others may read it.
+        let good = from.max(lease.cached_tokens() as usize / page_size);
+        let to = prompt.keys.len().min(from.saturating_add(pages as usize));
+        for (page, key) in lease.table().iter().zip(&prompt.keys).take(to).skip(good) {
             self.gpu.insert(*page, *key);
         }
-        let keys = &prompt.keys[from.min(prompt.keys.len())..];
+        let keys = &prompt.keys[from.min(to)..to];
         let tokens: &[Token] = &prompt.tokens[from * page_size..];
-        self.kv.publish(&mut self.bench.cx(), lease, ROOT, keys, tokens, 0);
+        self.kv.publish(&mut self.bench.cx(), lease, ROOT, keys, tokens, priority);
         self.settle();
     }
 
@@ -255,4 +298,11 @@ impl Rig {
 
 fn tokens(range: core::ops::Range<u32>) -> Vec<u32> {
     range.collect()
+}
+
+impl Kv {
+    /// Panics if something is held although nothing is under way and no lease lives.
+    fn check_idle(&self) {
+        self.hicache.check_idle(&self.tiers);
+    }
 }

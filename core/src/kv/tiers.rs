@@ -60,6 +60,8 @@ pub(crate) struct Residence {
     pub(crate) dead: bool,
     /// Fetched from L3 and not used yet.
     pub(crate) fetched: bool,
+    /// The last copy of it to L2 failed.
+    pub(crate) unsavable: bool,
     /// Was in L1 or L2 and was dropped.
     pub(crate) dropped: bool,
     /// Root key of the chain.
@@ -157,6 +159,8 @@ impl Tiers {
         assert!(residence.device.is_none(), "a page has one device copy");
         residence.device = Some(gpu);
         residence.dropped = false;
+        residence.fetched = false;
+        residence.unsavable = false;
         if let Some(parent) = self.radix.parent(page) {
             self.radix.get_mut(parent).device_children += 1;
             self.l1.withdraw(parent);
@@ -426,7 +430,8 @@ impl Tiers {
                     | u64::from(residence.persist_queued) << 2
                     | u64::from(residence.dead) << 3
                     | u64::from(residence.fetched) << 4
-                    | u64::from(residence.filling != HostFill::None) << 5,
+                    | u64::from(residence.filling != HostFill::None) << 5
+                    | u64::from(residence.unsavable) << 6,
             );
         }
     }

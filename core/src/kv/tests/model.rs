@@ -1,6 +1,7 @@
 #![allow(clippy::disallowed_types, reason = "prop_oneof! makes an Arc")]
 //! Random histories: whatever happens in whatever order, no page is lost, found in the wrong place or read too early.
 
+use alloc::vec;
 use alloc::vec::Vec;
 
 use proptest::prelude::*;
@@ -14,13 +15,19 @@ use crate::op::{Fault, Prompt};
 
 #[derive(Clone, Debug)]
 enum Act {
-    Enter { family: u32, length: u32 },
+    Enter {
+        family: u32,
+        length: u32,
+    },
     Admit(prop::sample::Index),
     Leave(prop::sample::Index),
-    Compute(prop::sample::Index),
+    /// Computes and publishes up to so many pages more.
+    Compute(prop::sample::Index, u32),
+    Save(prop::sample::Index),
     Grow(prop::sample::Index, u32),
     Release(prop::sample::Index),
     End(prop::sample::Index, bool),
+    /// An object vanishes behind the index.
     Lose(prop::sample::Index),
     Control(u8),
     Pass(u32),
@@ -31,7 +38,8 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         4 => (0..4_u32, 1..60_u32).prop_map(|(family, length)| Act::Enter { family, length }),
         4 => any::<prop::sample::Index>().prop_map(Act::Admit),
         1 => any::<prop::sample::Index>().prop_map(Act::Leave),
-        4 => any::<prop::sample::Index>().prop_map(Act::Compute),
+        4 => (any::<prop::sample::Index>(), prop_oneof![Just(u32::MAX), 1..4_u32]).prop_map(|(at, pages)| Act::Compute(at, pages)),
+        1 => any::<prop::sample::Index>().prop_map(Act::Save),
         1 => (any::<prop::sample::Index>(), 1..20_u32).prop_map(|(at, tokens)| Act::Grow(at, tokens)),
         4 => any::<prop::sample::Index>().prop_map(Act::Release),
         12 => (any::<prop::sample::Index>(), prop::bool::weighted(0.9)).prop_map(|(at, well)| Act::End(at, well)),
@@ -67,16 +75,22 @@ fn configs() -> impl Strategy<Value = KvConfig> {
             Just(Policy::S3Fifo)
         ],
         prop_oneof![Just(u64::MAX), 5..30_u64],
+        (prop_oneof![4 => Just(1000_u32), 1 => 0..500_u32], 1..16_u32, prop_oneof![2 => Just(1_u32), 1 => 1..16_u32]),
     )
-        .prop_map(|(gpu, host, storage, write_policy, host_policy, prefetch_policy, eviction, quota)| KvConfig {
-            write_policy,
-            host_policy,
-            prefetch_policy,
-            device_eviction: eviction,
-            host_eviction: eviction,
-            storage_pages_max: quota,
-            kv_events: true,
-            ..Rig::config(gpu, host, if host == 0 { StorageMode::None } else { storage })
+        .prop_map(|(gpu, host, storage, write_policy, host_policy, prefetch_policy, eviction, quota, small)| {
+            KvConfig {
+                prefetch_capacity_per_mille: small.0,
+                prefetch_threshold: small.1,
+                load_back_threshold: small.2,
+                write_policy,
+                host_policy,
+                prefetch_policy,
+                device_eviction: eviction,
+                host_eviction: eviction,
+                storage_pages_max: quota,
+                kv_events: true,
+                ..Rig::config(gpu, host, if host == 0 { StorageMode::None } else { storage })
+            }
         })
 }
 
@@ -93,6 +107,8 @@ fn family(rig: &Rig, family: u32, length: u32) -> Prompt {
 fn run(config: KvConfig, acts: Vec<Act>) {
     let mut rig = Rig::new(config);
     let mut waiting: Vec<(RequestId, Prompt)> = Vec::new();
+    let is_private = rig.kv.config().storage == StorageMode::Private;
+    let mut has_lost = false;
     for act in acts {
         match act {
             Act::Enter { family: which, length } => {
@@ -113,12 +129,16 @@ fn run(config: KvConfig, acts: Vec<Act>) {
                 let (request, _) = waiting.remove(at.index(waiting.len()));
                 rig.kv.leave(request);
             }
-            Act::Compute(at) if !rig.leases.is_empty() => {
+            Act::Compute(at, pages) if !rig.leases.is_empty() => {
                 let at = at.index(rig.leases.len());
                 let loading = rig.leases[at].0.loading().iter().any(|op| rig.bench.ops.is_live(*op));
                 if !loading {
-                    rig.compute(at);
+                    rig.compute_some(at, pages, (pages % 3) as i32);
                 }
+            }
+            Act::Save(at) if !rig.leases.is_empty() => {
+                let at = at.index(rig.leases.len());
+                rig.kv.save(&rig.leases[at].0);
             }
             Act::Grow(at, more) if !rig.leases.is_empty() => {
                 let at = at.index(rig.leases.len());
@@ -137,6 +157,7 @@ fn run(config: KvConfig, acts: Vec<Act>) {
             Act::Lose(at) if !rig.store.is_empty() => {
                 let key = *rig.store.iter().nth(at.index(rig.store.len())).unwrap();
                 rig.store.remove(&key);
+                has_lost = true;
             }
             Act::Control(which) => {
                 let control = [Control::Flush, Control::AttachStorage, Control::DetachStorage, Control::ClearStorage];
@@ -145,7 +166,8 @@ fn run(config: KvConfig, acts: Vec<Act>) {
             Act::Pass(tenths) => rig.bench.now.0 += u64::from(tenths) * 100_000_000,
             Act::Admit(_)
             | Act::Leave(_)
-            | Act::Compute(_)
+            | Act::Compute(..)
+            | Act::Save(_)
             | Act::Grow(..)
             | Act::Release(_)
             | Act::End(..)
@@ -163,6 +185,12 @@ fn run(config: KvConfig, acts: Vec<Act>) {
         rig.release(0);
     }
     rig.drain();
+    rig.kv.check_idle();
+    if is_private && !has_lost {
+        for key in rig.kv.hicache.index.keys_present() {
+            assert!(rig.store.contains(&key), "the index says that L3 has what it has not");
+        }
+    }
     rig.kv.control(&mut rig.bench.cx(), Control::Flush);
     rig.settle();
     rig.drain();
