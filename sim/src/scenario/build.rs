@@ -6,19 +6,16 @@ use std::time::Duration;
 
 use pd_core::config::{ConfigError, KvConfig, Mode, SchedConfig, StorageMode, TransferConfig, WorkerConfig};
 use pd_core::cost::{Cost, LinkCost, Model};
-use pd_core::event::Control;
-use pd_core::id::{Epoch, PageKey, RequestId, WorkerId};
+use pd_core::id::{Epoch, PageKey, WorkerId};
 use pd_core::key::Namespace;
 use pd_core::message::Layout;
 use pd_core::router::RouterConfig;
 use pd_core::time::{Instant, nanos};
 
-use super::schema::{Event, File, Network, Service, Storage, What, Worker};
+use super::schema::{File, Network, Service, Storage, Worker};
 use crate::disk::DiskSpec;
 use crate::hardware::{Library, LoadError};
-use crate::setup::{
-    Action, Change, LinkSetup, PagesOf, PathSetup, Setup, StepCost, StoreSetup, WireSetup, WorkerSetup,
-};
+use crate::setup::{LinkSetup, PathSetup, Setup, StepCost, StoreSetup, WireSetup, WorkerSetup};
 
 /// What is wrong with a scenario, and the key that says it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -30,7 +27,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    fn at(key: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn at(key: &'static str, message: impl Into<String>) -> Self {
         Self { message: message.into(), key: Some(key) }
     }
 }
@@ -93,7 +90,7 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
     let router = router(file, &workers, &model, &wires)?;
     let mut script = Vec::new();
     for event in &file.event {
-        script.push((Instant::ZERO + event.at.0, action(event, &workers, stores.len(), &model, file)?));
+        script.push((Instant::ZERO + event.at.0, super::script::action(event, &workers, stores.len(), &model, file)?));
     }
     script.sort_by_key(|(at, _)| *at);
     let latency_ns = nanos(file.network.control_latency.0);
@@ -155,7 +152,7 @@ struct Group<'a> {
     ideal: bool,
 }
 
-fn kv_bytes(dtype: &str) -> Result<u32, Problem> {
+pub(super) fn kv_bytes(dtype: &str) -> Result<u32, Problem> {
     match dtype {
         "bf16" | "fp16" => Ok(2),
         "fp8_e4m3" | "fp8_e5m2" => Ok(1),
@@ -419,7 +416,7 @@ fn scaled(cost: LinkCost, tp: u32) -> LinkCost {
     LinkCost { bytes_per_second: NonZeroU64::new(rate).unwrap_or(cost.bytes_per_second), ..cost }
 }
 
-fn namespace(model: &Model, dtype: &str, page_size: u32) -> PageKey {
+pub(super) fn namespace(model: &Model, dtype: &str, page_size: u32) -> PageKey {
     Namespace {
         model: model.name.clone(),
         dtype: dtype.to_owned(),
@@ -485,65 +482,4 @@ const fn key_of(error: &ConfigError) -> &'static str {
     match error {
         ConfigError::Range { key, .. } => key,
     }
-}
-
-fn action(
-    event: &Event,
-    workers: &[WorkerSetup],
-    stores: usize,
-    model: &Model,
-    file: &File,
-) -> Result<Action, Problem> {
-    let worker = event.worker;
-    let store = event.store;
-    let needs_worker = matches!(
-        event.what,
-        What::Restart
-            | What::Crash
-            | What::Flush
-            | What::DetachStorage
-            | What::AttachStorage
-            | What::ClearStorage
-            | What::Drain
-    );
-    if needs_worker && worker as usize >= workers.len() {
-        return Err(Problem::at("worker", format!("an event names worker {worker}; there are {}", workers.len())));
-    }
-    let needs_store = matches!(event.what, What::StoreRemove | What::StoreTear | What::StoreWipe);
-    if needs_store && store as usize >= stores {
-        return Err(Problem::at("store", format!("an event names store {store}; there are {stores}")));
-    }
-    let pages = || {
-        let request =
-            event.request.ok_or_else(|| Problem::at("do", "which pages? Say request = N and pages = [from, to]"))?;
-        let [from, to] = event.pages.unwrap_or([0, u32::MAX]);
-        Ok(PagesOf::Prompt { request: RequestId(request), from, to })
-    };
-    Ok(match event.what {
-        What::Restart => Action::Restart {
-            worker,
-            down_for: event.down_for.map_or(Duration::from_secs(1), |span| span.0),
-            change: match &event.dtype {
-                None => None,
-                Some(dtype) => {
-                    kv_bytes(dtype)?;
-                    let page_size = file.worker.first().map_or(64, |group| group.page_size);
-                    let root = namespace(model, dtype, page_size);
-                    Some(Box::new(Change { root: Some(root), config: None }))
-                }
-            },
-        },
-        What::Crash => Action::Crash { worker },
-        What::StoreRemove => Action::StoreRemove { store, pages: pages()? },
-        What::StoreTear => Action::StoreTear { store, pages: pages()? },
-        What::StoreWipe => Action::StoreWipe { store },
-        What::Cancel => Action::Cancel {
-            request: RequestId(event.request.ok_or_else(|| Problem::at("do", "which request? Say request = N"))?),
-        },
-        What::Flush => Action::Control { worker, control: Control::Flush },
-        What::DetachStorage => Action::Control { worker, control: Control::DetachStorage },
-        What::AttachStorage => Action::Control { worker, control: Control::AttachStorage },
-        What::ClearStorage => Action::Control { worker, control: Control::ClearStorage },
-        What::Drain => Action::Control { worker, control: Control::Drain },
-    })
 }

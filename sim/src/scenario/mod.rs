@@ -5,6 +5,7 @@ pub mod error;
 pub mod expect;
 pub mod loads;
 pub mod schema;
+mod script;
 #[cfg(test)]
 mod tests;
 
