@@ -84,7 +84,7 @@ fn hit_rate(requests: &[Record], seconds: std::ops::Range<f64>) -> f64 {
     100.0 * hits as f64 / tokens as f64
 }
 
-/// simulators.md 3.2 of our facts: LRU over the conversation trace in sequence, blocks of 512, prompts only.
+/// A separate study: LRU over the conversation trace in sequence, blocks of 512, prompts only.
 #[test]
 fn hit_rates_of_the_conversation_trace_are_those_of_an_lru_cache() {
     let file = root().join("scenarios/oracles/lru_curve.toml");
@@ -100,7 +100,7 @@ fn hit_rates_of_the_conversation_trace_are_those_of_an_lru_cache() {
     }
 }
 
-/// simulators.md 3.3: the only cache restarts at half time.
+/// The same study: the only cache restarts at half time.
 #[test]
 fn hit_rates_after_a_restart_are_those_of_the_study() {
     let file = root().join("scenarios/oracles/restart_table.toml");

@@ -2,7 +2,7 @@
 //!
 //! Cache-aware routing minimises a time, not a length: prefill of the uncached suffix plus the queue. In the Mooncake
 //! conversation trace every request shares block 0, so the longest prefix alone sends everything to one worker (13.9 %
-//! hits on 10 nodes, as one node has; 31.1 % by cost; `reference/simulators.md` fact 10).
+//! hits on 10 nodes, as one node has; 31.1 % by cost, Mooncake conversation trace).
 
 use alloc::vec::Vec;
 use core::cmp::Reverse;

@@ -8,7 +8,7 @@ use pd_core::rng::{Rng, Stream};
 
 use super::*;
 
-/// Figures from reference/simulators.md, 3.1.
+/// Figures of a separate count over the same files.
 #[test]
 fn the_conversation_trace_has_its_published_statistics() {
     let stats = stats(&conversation(), 512);

@@ -1,4 +1,4 @@
-//! Traces as they are replayed, and the cache-hit figures of reference/simulators.md 3.2 recomputed from page keys.
+//! Traces as they are replayed, and the hit rates of an LRU cache study of the same file recomputed from page keys.
 
 use super::*;
 use crate::trace::BUCKET_NS;
