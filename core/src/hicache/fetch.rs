@@ -401,11 +401,16 @@ impl HiCache {
         if self.parked.is_empty() || !core::mem::take(&mut tiers.host_freed) {
             return;
         }
-        for request in core::mem::take(&mut self.parked) {
-            if self.waiting.get(&request).is_some_and(|waiting| waiting.state == State::Parked) {
-                self.evaluate(cx, tiers, request);
+        while let Some(request) = self.parked.pop_front() {
+            self.evaluate(cx, tiers, request);
+            if self.parked.back() == Some(&request) {
+                // Still no room: the others, who came later, find none either.
+                self.parked.rotate_right(1);
+                break;
             }
         }
+        // By what was just looked at.
+        tiers.host_freed = false;
     }
 
     pub(super) fn settle_fetches(&mut self, cx: &mut Cx<'_>, tiers: &Tiers) {

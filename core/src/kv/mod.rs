@@ -173,6 +173,7 @@ impl Kv {
             self.tiers.radix.path(last, &mut path);
         }
         let known = path.len() as u32;
+        let reach = self.reach(&path);
         path.truncate(cap as usize);
         let mut hit = self.measure(&path);
         let refusal = self.refuse_load(cx, prompt, hit);
@@ -200,7 +201,7 @@ impl Kv {
         }
 
         let waited = self.hicache.leave(&mut self.tiers, request);
-        let served = self.served(prompt, &path, hit, known, refusal, waited.as_ref(), whole);
+        let served = self.served(prompt, &path, hit, (known, reach), refusal, waited.as_ref(), whole);
         let mut lease = Lease {
             request,
             table: Vec::with_capacity((hit.device + need) as usize),

@@ -32,15 +32,24 @@ impl Kv {
         None
     }
 
+    /// Pages up to the last one that L1 or L2 can serve, holes included.
+    pub(super) fn reach(&self, path: &[PageId]) -> u32 {
+        let readable = |&page: &PageId| {
+            let residence = self.tiers.radix.get(page);
+            !residence.dead && (residence.device.is_some() || residence.readable_host().is_some())
+        };
+        path.iter().rposition(readable).map_or(0, |last| last as u32 + 1)
+    }
+
     /// Accounts for every token of the prompt. `path` are the pages that are used, `known` how many leading pages the
-    /// tree has a place for.
+    /// tree has a place for, and up to where it holds some that can be read.
     #[expect(clippy::too_many_arguments, reason = "a leaf that is given all it needs, and keeps nothing")]
     pub(super) fn served(
         &self,
         prompt: &Prompt,
         path: &[PageId],
         hit: Hit,
-        known: u32,
+        known: (u32, u32),
         refusal: Option<MissReason>,
         waited: Option<&Waiting>,
         whole: bool,
@@ -80,12 +89,12 @@ impl Kv {
     }
 
     /// Why no tier holds page `first` and those behind it.
-    fn absent(&self, prompt: &Prompt, first: u32, cap: u32, known: u32) -> MissReason {
+    fn absent(&self, prompt: &Prompt, first: u32, cap: u32, (known, reach): (u32, u32)) -> MissReason {
         if first >= cap {
             return MissReason::NothingStored;
         }
         let index = &self.hicache.index;
-        let in_memory = known > first + 1;
+        let in_memory = reach > first + 1;
         let later = || prompt.keys[first as usize + 1..].iter().any(|&key| index.has(key));
         if in_memory || (!index.is_empty() && later()) {
             return MissReason::Hole { page: first };

@@ -92,7 +92,7 @@ pub(crate) struct Tiers {
     pub(crate) changes: Vec<KvChange>,
     pub(crate) device_evicted: u64,
     pub(crate) host_evicted: u64,
-    /// Host pages came free since the flag was cleared.
+    /// Host pages came free, or can be freed, since the flag was cleared.
     pub(crate) host_freed: bool,
 }
 
@@ -312,6 +312,7 @@ impl Tiers {
                 return;
             }
             if !residence.dead {
+                self.host_freed = true;
                 self.l2.offer(page);
                 return;
             }

@@ -240,3 +240,53 @@ fn a_failed_load_does_not_shorten_a_later_admission_of_its_request() {
     rig.end(load, End::Badly(Fault::Device));
     assert_eq!((rig.events.len(), rig.leases[0].0.published_pages()), (0, 10));
 }
+
+#[test]
+fn a_selective_write_counts_each_use_once() {
+    let config = KvConfig {
+        write_policy: WritePolicy::WriteThroughSelective,
+        write_through_hits: 3,
+        ..Rig::config(64, 64, StorageMode::None)
+    };
+    let mut rig = Rig::new(config);
+    for used in [0, 0, 10] {
+        rig.serve(&tokens(0..41));
+        assert_eq!(rig.kv.used().1, used);
+    }
+}
+
+#[test]
+fn a_prefetch_that_found_all_of_l2_pinned_is_tried_again_when_the_pins_go() {
+    let mut rig = Rig::new(Rig::config(64, 10, StorageMode::Private));
+    rig.drain();
+    rig.serve(&tokens(0..41));
+    rig.order(Control::Flush);
+    // All of L2 is being written to L3.
+    let other = rig.prompt(&tokens(100..141));
+    rig.admit(RequestId(1), &other).unwrap();
+    rig.compute(0);
+    rig.release(0);
+    let backup = rig.only(|command| matches!(command, Command::Backup(_)));
+    rig.end(backup, End::Well);
+    let persist = rig.only(|command| matches!(command, Command::Persist(_)));
+    let prompt = rig.prompt(&tokens(0..41));
+    rig.kv.enter(&mut rig.bench.cx(), RequestId(2), &prompt);
+    rig.settle();
+    assert_eq!(rig.kv.hicache.parked_requests(), 1);
+    rig.end(persist, End::Well);
+    assert_eq!(rig.ops(|command| matches!(command, Command::Prefetch(_))).len(), 1);
+    rig.kv.leave(RequestId(2));
+    rig.drain();
+}
+
+#[test]
+fn what_a_flush_hid_is_no_hole() {
+    let mut rig = Rig::new(Rig::config(64, 64, StorageMode::None));
+    let prompt = rig.prompt(&tokens(0..41));
+    rig.admit(RequestId(1), &prompt).unwrap();
+    rig.compute(0);
+    rig.order(Control::Flush);
+    let served = rig.admit(RequestId(2), &prompt).unwrap();
+    assert_eq!(served.misses[0].reason, MissReason::Evicted);
+    rig.drain();
+}
