@@ -135,7 +135,7 @@ impl Queue {
         while self.flying.len() < self.speed.depth
             && let Some(mut job) = self.waiting.pop_front()
         {
-            let bytes = job.left.min(COMMAND_BYTES.max(job.bytes / COMMANDS_PER_OBJECT));
+            let bytes = job.left.min(COMMAND_BYTES_MAX);
             job.left -= bytes;
             if job.left == 0 {
                 job.objects -= 1;
@@ -193,6 +193,4 @@ impl Speed {
 }
 
 /// Larger objects are several commands, as the block layer does it; so one large object does not hold up the others.
-const COMMAND_BYTES: u64 = 1 << 20;
-/// Of very large objects the commands grow, not the number.
-const COMMANDS_PER_OBJECT: u64 = 16;
+const COMMAND_BYTES_MAX: u64 = 1 << 20;
