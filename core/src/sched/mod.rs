@@ -53,8 +53,6 @@ use seq::{Sequence, Slab, State};
 pub enum Wait {
     /// A command in flight.
     Op(OpId),
-    /// A point in time.
-    Deadline(Instant),
     /// A prefill worker.
     Peer(WorkerId),
     /// The other end of its hand-off, which only the hand-off knows.

@@ -84,7 +84,7 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
         machine = workers.iter().map(|worker| worker.host + 1).max().unwrap_or(0);
     }
     for worker in &workers {
-        worker.config.check().map_err(|error| Problem { key: Some(key_of(&error)), message: error.to_string() })?;
+        worker.config.check()?;
     }
     fits_together(&workers)?;
     let router = router(file, &workers, &model, &wires)?;
@@ -473,13 +473,14 @@ fn router(
         live_requests_max: table.max_live_requests.unwrap_or(default.live_requests_max),
         ..default
     };
-    config.check().map_err(|error| Problem { key: Some(key_of(&error)), message: error.to_string() })?;
+    config.check()?;
     Ok(Some((config, first.cost.clone())))
 }
 
-/// The key that an error of a configuration is about.
-const fn key_of(error: &ConfigError) -> &'static str {
-    match error {
-        ConfigError::Range { key, .. } => key,
+impl From<ConfigError> for Problem {
+    fn from(error: ConfigError) -> Self {
+        let message = error.to_string();
+        let ConfigError::Range { key, .. } = error;
+        Self::at(key, message)
     }
 }

@@ -41,7 +41,7 @@ pub(super) fn action(
         let request =
             event.request.ok_or_else(|| Problem::at("do", "which pages? Say request = N and pages = [from, to]"))?;
         let [from, to] = event.pages.unwrap_or([0, u32::MAX]);
-        Ok(PagesOf::Prompt { request: RequestId(request), from, to })
+        Ok::<_, Problem>(PagesOf::Prompt { request: RequestId(request), from, to })
     };
     Ok(match event.what {
         What::Restart => Action::Restart {
