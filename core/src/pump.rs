@@ -78,6 +78,16 @@ where
     /// Feeds one input and hands out what the machine asks for. A `now` before the previous one counts as that.
     #[must_use = "outputs that are not carried out are lost"]
     pub fn feed(&mut self, now: Instant, input: M::Input) -> impl Iterator<Item = M::Output> + '_ {
+        self.step(now, input);
+        self.drain()
+    }
+
+    /// Feeds one input; what the machine asks for waits in [`outputs`](Self::outputs) until it is drained.
+    ///
+    /// # Panics
+    /// If the outputs of the step before were not drained: they would count for this one.
+    pub fn step(&mut self, now: Instant, input: M::Input) {
+        assert!(self.outbox.as_slice().is_empty(), "the outputs of the step before were carried out");
         self.last = self.last.max(now);
         self.tap.before(self.last, &input);
         self.machine.step(self.last, input, &mut self.outbox);
@@ -90,6 +100,16 @@ where
         self.digest.word(step.at.0);
         self.digest.word(step.outputs);
         self.tap.after(&self.machine, step);
+    }
+
+    /// What the last step asked for and nobody has drained.
+    #[must_use]
+    pub fn outputs(&self) -> &[M::Output] {
+        self.outbox.as_slice()
+    }
+
+    /// Hands out what the machine asks for.
+    pub fn drain(&mut self) -> impl Iterator<Item = M::Output> + '_ {
         self.outbox.drain()
     }
 

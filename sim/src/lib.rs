@@ -11,6 +11,7 @@ pub mod link;
 pub mod load;
 pub mod memory;
 pub mod node;
+pub mod observe;
 pub mod record;
 pub mod report;
 pub mod scenario;

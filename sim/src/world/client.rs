@@ -31,7 +31,8 @@ pub(super) struct Clients {
     called_back: BTreeSet<(RequestId, u32)>,
     /// The earliest arrival in the event queue.
     pub(super) arrival_at: Option<Instant>,
-    has_ended: bool,
+    /// Requests that have ended since the world last looked.
+    pub(super) ended: Vec<RequestId>,
     /// Requests that wait for the only worker to come back.
     pub(super) parked: Vec<RequestId>,
     /// Page keys of the prompts that the script names, once they have arrived.
@@ -68,7 +69,7 @@ impl Clients {
             live_count: 0,
             called_back: BTreeSet::new(),
             arrival_at: None,
-            has_ended: false,
+            ended: Vec::new(),
             parked: Vec::new(),
             kept: BTreeMap::new(),
         }
@@ -96,9 +97,9 @@ impl Clients {
         (arrived - u64::from(self.live_count), known.max(arrived))
     }
 
-    /// True once after requests have ended.
-    pub(super) fn has_ended(&mut self) -> bool {
-        std::mem::take(&mut self.has_ended)
+    /// True if requests have ended since the world last looked.
+    pub(super) const fn has_ended(&self) -> bool {
+        !self.ended.is_empty()
     }
 
     /// The prompt of a request that is still live.
@@ -231,7 +232,7 @@ impl Clients {
         record.finished = Some(now);
         record.end = Some(end);
         self.live_count -= 1;
-        self.has_ended = true;
+        self.ended.push(request);
         self.sources[live.source as usize].finished(now, live.ordinal, record.is_complete());
     }
 

@@ -18,6 +18,9 @@ impl<M: Serve> WorldOf<M> {
     pub(super) fn start(&mut self, index: u32) {
         let node = &mut self.nodes[index as usize];
         node.start(self.is_checking);
+        for observer in &mut self.observers {
+            observer.on_life(self.now, index, Some(node.config.epoch));
+        }
         let (epoch, id, latency_ns) = (node.config.epoch, node.config.worker, node.latency_ns);
         let kv = &node.config.kv;
         let member = Member { epoch, mode: node.config.mode, pages: kv.gpu_pages.saturating_add(kv.host_pages) };
@@ -44,6 +47,9 @@ impl<M: Serve> WorldOf<M> {
         if !node.stop() {
             return;
         }
+        for observer in &mut self.observers {
+            observer.on_life(self.now, index, None);
+        }
         node.lanes.stop(self.now, &mut self.fabric);
         node.tick_at = None;
         let (id, latency_ns) = (node.config.worker, node.latency_ns);
@@ -61,6 +67,9 @@ impl<M: Serve> WorldOf<M> {
     /// Carries out a line of the script.
     pub(super) fn act(&mut self, index: usize) {
         let (_, action) = self.script[index].clone();
+        for observer in &mut self.observers {
+            observer.on_action(self.now, &action);
+        }
         match action {
             Action::Restart { worker, down_for, change } => {
                 self.stop(worker);

@@ -33,6 +33,7 @@ use crate::lane::{Depot, Fabric, LaneSpec, Letter, Mark, Way, WireEnd};
 use crate::link::{FlowId, LinkId, Path};
 use crate::memory::{Memory, Violation};
 use crate::node::{Node, Serve};
+use crate::observe::Observer;
 use crate::record::{Outcome, StoreRecord};
 use crate::setup::{Action, LinkSetup, PagesOf, Setup, WorkerSetup};
 use crate::store::Store;
@@ -60,6 +61,7 @@ pub struct WorldOf<M: Serve> {
     is_over: bool,
     lost_letters: u64,
     violations: Vec<Violation>,
+    observers: Vec<Box<dyn Observer>>,
     flows_done: Vec<FlowId>,
     jobs_done: Vec<JobId>,
     /// The earliest that any disk wants.
@@ -139,10 +141,16 @@ impl<M: Serve> WorldOf<M> {
             is_over: false,
             lost_letters: 0,
             violations: Vec::new(),
+            observers: Vec::new(),
             flows_done: Vec::new(),
             jobs_done: Vec::new(),
             disks_next: None,
         }
+    }
+
+    /// Adds an observer. Those that are added before the run begins see all of it.
+    pub fn observe(&mut self, observer: Box<dyn Observer>) {
+        self.observers.push(observer);
     }
 
     /// Runs until all requests have ended (and for the time of lingering), or `until`.
@@ -310,7 +318,16 @@ impl<M: Serve> WorldOf<M> {
             return;
         };
         let mut has_ended = false;
-        for output in pump.feed(now, input) {
+        if self.observers.is_empty() {
+            pump.step(now, input);
+        } else {
+            let told = input.clone();
+            pump.step(now, input);
+            for observer in &mut self.observers {
+                observer.on_worker(now, index, &told, pump.outputs());
+            }
+        }
+        for output in pump.drain() {
             match output {
                 Output::Start { op, after, command } => lanes.start(now, op, &after, command, &mut self.fabric),
                 Output::Emit { request, event } => {
@@ -337,6 +354,7 @@ impl<M: Serve> WorldOf<M> {
             }
         }
         if has_ended {
+            self.tell_ends();
             self.arm_arrival();
             self.end_if_idle();
         }

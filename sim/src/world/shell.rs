@@ -22,6 +22,9 @@ impl<M: Serve> WorldOf<M> {
         while let Some(request) = self.clients.arrive(self.now) {
             let live = self.clients.live[request.0 as usize].as_ref().expect("a request is live when it arrives");
             let record = &self.clients.records[request.0 as usize];
+            for observer in &mut self.observers {
+                observer.on_arrival(self.now, request, record);
+            }
             self.fabric.texts.push(Text { prompt: live.prompt.length, seed: live.seed });
             if let Some(memory) = &mut self.fabric.memory {
                 memory.tell(request, &live.prompt, live.seed);
@@ -71,8 +74,18 @@ impl<M: Serve> WorldOf<M> {
     pub(super) fn end(&mut self, request: RequestId, end: End) {
         self.clients.end(self.now, request, end);
         if self.clients.has_ended() {
+            self.tell_ends();
             self.arm_arrival();
             self.end_if_idle();
+        }
+    }
+
+    /// Tells the observers who has ended.
+    pub(super) fn tell_ends(&mut self) {
+        for request in self.clients.ended.drain(..) {
+            for observer in &mut self.observers {
+                observer.on_end(self.now, request, &self.clients.records[request.0 as usize]);
+            }
         }
     }
 
@@ -98,7 +111,16 @@ impl<M: Serve> WorldOf<M> {
         }
         let cancelled = if let RouterInput::Cancel { request } = input { Some(request) } else { None };
         let Some(router) = &mut self.router else { return };
-        let outputs: Vec<RouterOutput> = router.pump.feed(now, input).collect();
+        if self.observers.is_empty() {
+            router.pump.step(now, input);
+        } else {
+            let told = input.clone();
+            router.pump.step(now, input);
+            for observer in &mut self.observers {
+                observer.on_router(now, &told, router.pump.outputs());
+            }
+        }
+        let outputs: Vec<RouterOutput> = router.pump.drain().collect();
         for output in outputs {
             match output {
                 RouterOutput::Route(route) => self.route(&route),

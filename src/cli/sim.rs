@@ -1,11 +1,11 @@
-//! Commands and flags, progress, exit codes.
+//! `pd sim`: flags, progress, exit codes.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use pd_core::time::Instant;
 use pd_sim::report;
@@ -13,22 +13,8 @@ use pd_sim::scenario::{self, Case, Overrides};
 use pd_sim::units;
 use pd_sim::world::World;
 
-/// Prefill/decode disaggregated LLM serving that is simulated with the code that serves.
-#[derive(Debug, Parser)]
-#[command(name = "pd", version, arg_required_else_help = true)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Run scenarios in virtual time and hold their gates against what happened.
-    Sim(Sim),
-}
-
 #[derive(Debug, Args)]
-struct Sim {
+pub(crate) struct Sim {
     /// Scenario files (TOML).
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -53,44 +39,44 @@ fn instant(text: &str) -> Result<Instant, String> {
     units::duration(text).map(|span| Instant::ZERO + span).map_err(|error| error.to_string())
 }
 
-/// Runs the command line. 0: all went well; 1: a gate is broken; 2: bad input.
-pub(crate) fn run() -> ExitCode {
-    match Cli::parse().command {
-        Command::Sim(sim) => simulate(&sim),
-    }
-}
-
-fn simulate(sim: &Sim) -> ExitCode {
-    let overrides = Overrides { seed: sim.seed, until: sim.until, set: sim.set.clone() };
-    let mut ran = 0;
-    let mut broken_runs = 0;
-    for file in &sim.files {
-        let cases = match scenario::load(file, &overrides) {
-            Ok(cases) => cases,
-            Err(error) => {
-                eprintln!("error: {error}");
+impl Sim {
+    /// Runs the files; 1 if a gate is broken, 2 for bad input.
+    pub(crate) fn run(&self) -> ExitCode {
+        let overrides = Overrides { seed: self.seed, until: self.until, set: self.set.clone() };
+        let mut ran = 0;
+        let mut broken_runs = 0;
+        for file in &self.files {
+            let cases = match scenario::load(file, &overrides) {
+                Ok(cases) => cases,
+                Err(error) => {
+                    eprintln!("error: {error}");
+                    return ExitCode::from(2);
+                }
+            };
+            let names: Vec<String> = cases.iter().map(|case| short(&case.name).to_owned()).collect();
+            for case in cases {
+                if self.variant.as_deref().is_some_and(|wanted| wanted != short(&case.name)) {
+                    continue;
+                }
+                ran += 1;
+                broken_runs += u32::from(!run_case(case, self));
+            }
+            if ran == 0 {
+                let wanted = self.variant.as_deref().unwrap_or_default();
+                eprintln!(
+                    "error: {}: there is no variant \"{wanted}\"; there are {}",
+                    file.display(),
+                    names.join(", ")
+                );
                 return ExitCode::from(2);
             }
-        };
-        let names: Vec<String> = cases.iter().map(|case| short(&case.name).to_owned()).collect();
-        for case in cases {
-            if sim.variant.as_deref().is_some_and(|wanted| wanted != short(&case.name)) {
-                continue;
-            }
-            ran += 1;
-            broken_runs += u32::from(!run_case(case, sim));
         }
-        if ran == 0 {
-            let wanted = sim.variant.as_deref().unwrap_or_default();
-            eprintln!("error: {}: there is no variant \"{wanted}\"; there are {}", file.display(), names.join(", "));
-            return ExitCode::from(2);
+        if broken_runs > 0 {
+            eprintln!("{broken_runs} of {ran} runs failed");
+            return ExitCode::from(1);
         }
+        ExitCode::SUCCESS
     }
-    if broken_runs > 0 {
-        eprintln!("{broken_runs} of {ran} runs failed");
-        return ExitCode::from(1);
-    }
-    ExitCode::SUCCESS
 }
 
 /// The part of a case's name behind the file's.

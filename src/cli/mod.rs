@@ -1,0 +1,28 @@
+//! The commands, one file each.
+
+mod sim;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Prefill/decode disaggregated LLM serving that is simulated with the code that serves.
+#[derive(Debug, Parser)]
+#[command(name = "pd", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run scenarios in virtual time and hold their gates against what happened.
+    Sim(sim::Sim),
+}
+
+/// Runs the command line. 0: all went well; 1: a gate is broken; 2: bad input.
+pub(crate) fn run() -> ExitCode {
+    match Cli::parse().command {
+        Command::Sim(sim) => sim.run(),
+    }
+}
