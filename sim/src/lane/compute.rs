@@ -13,8 +13,9 @@
 
 use std::collections::VecDeque;
 
+use pd_core::batch::{Batch, Sampled};
 use pd_core::cost::Load;
-use pd_core::op::{Fault, Outcome, Run};
+use pd_core::op::{Fault, Outcome};
 use pd_core::time::Instant;
 
 use super::{Fabric, Lanes, Mark, Op, Work};
@@ -37,7 +38,7 @@ pub(super) struct Compute {
 /// One forward.
 #[derive(Debug)]
 pub(super) struct Pass {
-    runs: Vec<Run>,
+    batch: Box<Batch>,
     gpu_ns: u64,
     /// When the host is done with it.
     cpu_ready: Instant,
@@ -55,11 +56,11 @@ enum State {
 }
 
 impl Lanes {
-    pub(super) fn new_pass(&mut self, now: Instant, runs: Vec<Run>) -> Pass {
-        let (gpu_ns, cpu_ns) = self.price(&runs);
+    pub(super) fn new_pass(&mut self, now: Instant, batch: Box<Batch>) -> Pass {
+        let (gpu_ns, cpu_ns) = self.price(&batch);
         let cpu_ready = now.max(self.compute.cpu_free).after_ns(cpu_ns);
         self.compute.cpu_free = cpu_ready;
-        Pass { runs, gpu_ns, cpu_ready, gpu_start: Instant::ZERO, state: State::Waiting }
+        Pass { batch, gpu_ns, cpu_ready, gpu_start: Instant::ZERO, state: State::Waiting }
     }
 
     /// Gives a start to each forward that can have one.
@@ -122,15 +123,13 @@ impl Lanes {
         self.compute.planned -= 1;
         let node = self.spec.node;
         let Work::Forward(pass) = &mut self.op(seq).work else { unreachable!("this operation is a forward") };
-        let runs = std::mem::take(&mut pass.runs);
+        let mut batch = std::mem::take(&mut pass.batch);
         if let Some(memory) = &mut fabric.memory {
-            memory.forward(now, node, &runs);
+            memory.forward(now, node, &batch);
         }
-        let mut tokens = Vec::with_capacity(runs.len());
-        tokens
-            .extend(runs.iter().filter(|run| run.sample).map(|run| fabric.answer(run.request, run.start + run.count)));
+        batch.sample(|run| fabric.answer(run.request, run.start + run.count));
         self.use_.forwards += 1;
-        self.finish(now, seq, Outcome::Sampled(tokens), fabric);
+        self.finish(now, seq, Outcome::Sampled(Sampled(batch)), fabric);
         self.plan_compute(now, fabric);
     }
 
@@ -143,19 +142,19 @@ impl Lanes {
         fabric.heap.push(end, Mark::Timer(self.place(seq)));
     }
 
-    fn price(&self, runs: &[Run]) -> (u64, u64) {
+    fn price(&self, batch: &Batch) -> (u64, u64) {
         match self.spec.step {
             StepCost::Fixed { gpu_ns, cpu_ns } => (gpu_ns, cpu_ns),
             StepCost::Model => {
                 let mut load = Load::new();
-                for run in runs {
+                for run in batch.runs() {
                     if run.count == 1 && run.sample {
                         load.decode(u64::from(run.start) + 1);
                     } else {
                         load.prefill(&self.spec.cost, u64::from(run.start), u64::from(run.count));
                         load.logits(u64::from(run.sample));
                     }
-                    load.touches(run.pages.len() as u64);
+                    load.touches(u64::from(run.pages_count()));
                 }
                 let forward = self.spec.cost.forward(&load);
                 (forward.gpu_ns, forward.cpu_ns)
