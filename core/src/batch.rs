@@ -86,6 +86,14 @@ impl Batch {
         self.tokens.extend(self.runs.iter().filter(|run| run.sample).map(&mut token));
     }
 
+    /// The runs of the same sequences `steps` decode steps later.
+    #[inline]
+    pub fn advance(&mut self, steps: u32) {
+        for run in &mut self.runs {
+            run.start += steps;
+        }
+    }
+
     /// Forgets everything but the memory.
     pub fn clear(&mut self) {
         self.runs.clear();

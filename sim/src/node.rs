@@ -5,7 +5,7 @@
 use pd_core::config::WorkerConfig;
 use pd_core::cost::Cost;
 use pd_core::digest::Digest;
-use pd_core::id::Epoch;
+use pd_core::id::{Epoch, Token};
 use pd_core::machine::Machine;
 use pd_core::metrics::Metrics;
 use pd_core::op::{Input, Output};
@@ -17,6 +17,7 @@ use pd_core::worker::Worker;
 use crate::journal::{Journal, Watch};
 use crate::lane::{LaneSpec, LaneUse, Lanes};
 use crate::record::WorkerRecord;
+use crate::world::Coasting;
 
 /// A machine that a world can drive: the worker, or a toy in tests.
 pub trait Serve: Machine<Input = Input, Output = Output> + Sized {
@@ -26,9 +27,30 @@ pub trait Serve: Machine<Input = Input, Output = Output> + Sized {
     fn metrics(&self) -> &Metrics;
     /// How busy it is.
     fn load(&self) -> LoadReport;
+    /// See [`Worker::coast_steps`]. A machine that cannot coast says 0.
+    fn coast_steps(&self) -> u32 {
+        0
+    }
+    /// See [`Worker::coast_outputs`].
+    fn coast_outputs(&self, outputs: &mut Vec<Output>) {
+        let _ = outputs;
+    }
+    /// See [`Worker::coast`].
+    fn coast(&mut self, steps: u32, tokens: &[Token]) {
+        let _ = (steps, tokens);
+    }
 }
 
 impl Serve for Worker {
+    fn coast_steps(&self) -> u32 {
+        self.coast_steps()
+    }
+    fn coast_outputs(&self, outputs: &mut Vec<Output>) {
+        self.coast_outputs(outputs);
+    }
+    fn coast(&mut self, steps: u32, tokens: &[Token]) {
+        self.coast(steps, tokens);
+    }
     /// # Panics
     /// If the configuration is out of range.
     fn launch(config: WorkerConfig, cost: Cost) -> Self {
@@ -64,6 +86,8 @@ pub struct Node<M: Serve> {
     pub(crate) ticks: u32,
     /// The life of each worker as far as this one has been told.
     pub(crate) seen: Vec<Option<Epoch>>,
+    /// What it has planned, if it only decodes.
+    pub(crate) coasting: Coasting,
     /// What earlier lives did.
     past: WorkerRecord,
     digest: Digest,
@@ -91,6 +115,7 @@ impl<M: Serve> Node<M> {
             tick_at: None,
             ticks: 0,
             seen: vec![None; workers],
+            coasting: Coasting::default(),
             past: WorkerRecord::default(),
             digest: Digest::new(),
             has_journal,

@@ -16,11 +16,11 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use crate::batch::{Batch, Run};
 use crate::cx::{Cx, Owner};
 use crate::event::{Event, Failure, Finish};
 use crate::id::{OpId, Token};
 use crate::kv::Kv;
-use crate::batch::{Batch, Run};
 use crate::op::{Command, Fault, Outcome};
 use crate::transfer::Transfer;
 
@@ -33,7 +33,7 @@ use super::seq::State;
 pub(super) struct Row {
     pub(super) slot: u32,
     /// The sequence's life at the launch; see [`super::seq::Sequence::roll_back`].
-    life: u32,
+    pub(super) life: u32,
     pub(super) start: u32,
     pub(super) count: u32,
     pub(super) sample: bool,
@@ -45,7 +45,7 @@ pub(super) struct Flight {
     pub(super) op: OpId,
     pub(super) rows: Vec<Row>,
     /// It was ordered behind other commands, so that those may have failed it.
-    has_prerequisites: bool,
+    pub(super) has_prerequisites: bool,
 }
 
 /// A forward that is being composed.

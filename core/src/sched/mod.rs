@@ -20,6 +20,7 @@ mod admit;
 mod batch;
 mod budget;
 mod check;
+mod coast;
 mod ending;
 mod handoff;
 mod policy;

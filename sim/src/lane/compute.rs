@@ -18,7 +18,7 @@ use pd_core::cost::Load;
 use pd_core::op::{Fault, Outcome};
 use pd_core::time::Instant;
 
-use super::{Fabric, Lanes, Mark, Op, Work};
+use super::{Fabric, Lanes, Mark, Work};
 use crate::setup::StepCost;
 
 /// State of the lane.
@@ -26,28 +26,30 @@ use crate::setup::StepCost;
 pub(super) struct Compute {
     /// Forwards in order; the first `planned` have a start.
     pub(super) queue: VecDeque<u64>,
-    planned: usize,
+    pub(super) planned: usize,
     /// When the host is done with the latest forward.
-    cpu_free: Instant,
+    pub(super) cpu_free: Instant,
     /// When the device is done with the latest planned forward; not known while `is_streaming`.
-    gpu_free: Instant,
+    pub(super) gpu_free: Instant,
     /// The latest planned forward waits for layers.
-    is_streaming: bool,
+    pub(super) is_streaming: bool,
 }
 
 /// One forward.
 #[derive(Debug)]
 pub(super) struct Pass {
-    batch: Box<Batch>,
-    gpu_ns: u64,
+    pub(super) batch: Box<Batch>,
+    pub(super) gpu_ns: u64,
     /// When the host is done with it.
-    cpu_ready: Instant,
-    gpu_start: Instant,
-    state: State,
+    pub(super) cpu_ready: Instant,
+    pub(super) gpu_start: Instant,
+    /// When the device is done with it, once known.
+    pub(super) end: Instant,
+    pub(super) state: State,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum State {
+pub(super) enum State {
     Waiting,
     /// On the device, but the end depends on layers that have not arrived.
     Streaming,
@@ -60,7 +62,7 @@ impl Lanes {
         let (gpu_ns, cpu_ns) = self.price(&batch);
         let cpu_ready = now.max(self.compute.cpu_free).after_ns(cpu_ns);
         self.compute.cpu_free = cpu_ready;
-        Pass { batch, gpu_ns, cpu_ready, gpu_start: Instant::ZERO, state: State::Waiting }
+        Pass { batch, gpu_ns, cpu_ready, gpu_start: Instant::ZERO, end: Instant::ZERO, state: State::Waiting }
     }
 
     /// Gives a start to each forward that can have one.
@@ -87,11 +89,13 @@ impl Lanes {
             let Work::Forward(pass) = &mut op.work else { unreachable!("the compute queue holds forwards") };
             pass.gpu_start = gpu_free.max(pass.cpu_ready).max(ready_at).max(now);
             let (gpu_start, gpu_ns) = (pass.gpu_start, pass.gpu_ns);
+            if is_streaming {
+                pass.state = State::Streaming;
+            }
             self.use_.forward_stall_ns += gpu_start.ns_since(gpu_free.max(now));
             self.compute.planned += 1;
             if is_streaming {
                 self.compute.is_streaming = true;
-                pass_state(self.op(seq), State::Streaming);
             } else {
                 self.set_end(seq, gpu_start, gpu_ns, floor, fabric);
             }
@@ -138,8 +142,11 @@ impl Lanes {
         self.compute.gpu_free = end;
         self.use_.forward_busy_ns += gpu_ns;
         self.use_.forward_stall_ns += end.ns_since(gpu_start) - gpu_ns;
-        pass_state(self.op(seq), State::Timed);
-        fabric.heap.push(end, Mark::Timer(self.place(seq)));
+        let place = self.place(seq);
+        let Work::Forward(pass) = &mut self.op(seq).work else { unreachable!("the compute queue holds forwards") };
+        pass.state = State::Timed;
+        pass.end = end;
+        fabric.heap.push_first(end, place.key(), Mark::Forward(place));
     }
 
     fn price(&self, batch: &Batch) -> (u64, u64) {
@@ -161,9 +168,4 @@ impl Lanes {
             }
         }
     }
-}
-
-fn pass_state(op: &mut Op, state: State) {
-    let Work::Forward(pass) = &mut op.work else { unreachable!("the compute queue holds forwards") };
-    pass.state = state;
 }

@@ -43,6 +43,7 @@ impl<M: Serve> WorldOf<M> {
 
     /// The life of a worker ends: nothing that it had under way happens any more.
     fn stop(&mut self, index: u32) {
+        self.land(index);
         let node = &mut self.nodes[index as usize];
         if !node.stop() {
             return;
@@ -57,6 +58,7 @@ impl<M: Serve> WorldOf<M> {
         self.clients.lose(index);
         for other in self.peers(index) {
             let Some(life) = self.fabric.lives[other as usize] else { continue };
+            self.land(other);
             self.nodes[other as usize].lanes.cut(self.now, index, &mut self.fabric);
             self.post_to(other, life, latency_ns, Input::Peer { id, up: None });
             self.drain(other);
@@ -120,6 +122,7 @@ impl<M: Serve> WorldOf<M> {
     /// The workers say how busy they are, as long as there is anything to do.
     pub(super) fn report_loads(&mut self) {
         for index in 0..self.nodes.len() {
+            self.land(index as u32);
             let node = &self.nodes[index];
             let Some(pump) = &node.pump else { continue };
             let note = RouterInput::Load { worker: node.config.worker, load: pump.machine.load() };

@@ -14,22 +14,25 @@
 //! 3. At most one tick per worker is in the queue that has any effect.
 
 mod client;
+mod coast;
 mod life;
 mod shell;
 #[cfg(test)]
 mod tests;
 
 use pd_core::config::TransferBackend;
+use pd_core::event::Event;
 use pd_core::id::Epoch;
-use pd_core::op::{Input, Output};
+use pd_core::op::{Command, Input, Output};
 use pd_core::pump::{NoTap, Pump};
 use pd_core::router::{Router, RouterInput};
 use pd_core::time::{Instant, nanos};
 use pd_core::worker::Worker;
 
 use self::client::Clients;
+pub(crate) use self::coast::Coasting;
 use crate::disk::{Disk, JobId};
-use crate::lane::{Depot, Fabric, LaneSpec, Letter, Mark, Way, WireEnd};
+use crate::lane::{Depot, Fabric, LaneSpec, Letter, Mark, Place, Way, WireEnd};
 use crate::link::{FlowId, LinkId, Path};
 use crate::memory::{Memory, Violation};
 use crate::node::{Node, Serve};
@@ -58,6 +61,12 @@ pub struct WorldOf<M: Serve> {
     linger_ns: u64,
     report_ns: u64,
     is_checking: bool,
+    /// Single steps of workers are to be seen.
+    has_journal: bool,
+    /// Nobody wants to see single steps.
+    may_coast: bool,
+    /// The step just taken did nothing but hand on tokens and start a forward.
+    is_plain: bool,
     is_over: bool,
     lost_letters: u64,
     violations: Vec<Violation>,
@@ -138,6 +147,9 @@ impl<M: Serve> WorldOf<M> {
             linger_ns: nanos(setup.linger),
             report_ns: nanos(setup.load_report),
             is_checking: setup.check,
+            has_journal: setup.journal,
+            may_coast: false,
+            is_plain: false,
             is_over: false,
             lost_letters: 0,
             violations: Vec::new(),
@@ -163,6 +175,7 @@ impl<M: Serve> WorldOf<M> {
     /// and what time it is in there.
     #[must_use]
     pub fn run_with(&mut self, progress: &mut dyn FnMut(u64, u64, Instant)) -> Outcome {
+        self.may_coast = !self.is_checking && self.observers.is_empty() && !self.has_journal;
         self.begin();
         while self.turn() {
             if self.events.is_multiple_of(EVENTS_PER_REPORT) {
@@ -239,6 +252,7 @@ impl<M: Serve> WorldOf<M> {
     /// Ends the run and adds up.
     #[must_use]
     pub fn finish(&mut self) -> Outcome {
+        self.now = self.land_all(self.until.unwrap_or(self.now));
         let workers: Vec<_> = std::mem::take(&mut self.nodes).into_iter().map(Node::into_record).collect();
         let mut violations = std::mem::take(&mut self.violations);
         let Self { now, fabric, clients, .. } = self;
@@ -274,7 +288,10 @@ impl<M: Serve> WorldOf<M> {
     #[inline]
     fn handle(&mut self, mark: Mark) {
         match mark {
+            Mark::Forward(place) => self.end_forward(place),
+            Mark::Coast { node, plan } => self.end_coast(node, plan),
             Mark::Timer(place) => {
+                self.land(place.node);
                 let node = &mut self.nodes[place.node as usize];
                 if node.config.epoch == place.epoch && node.pump.is_some() {
                     node.lanes.on_timer(self.now, place.seq, &mut self.fabric);
@@ -294,6 +311,25 @@ impl<M: Serve> WorldOf<M> {
                 }
             }
             Mark::Stop => self.is_over = self.clients.is_idle(),
+        }
+    }
+
+    /// A forward has ended.
+    fn end_forward(&mut self, place: Place) {
+        let node = &mut self.nodes[place.node as usize];
+        if node.config.epoch != place.epoch || node.pump.is_none() {
+            return;
+        }
+        if node.coasting.is_on() {
+            // Set before the plan that covers it.
+            self.events -= 1;
+            return;
+        }
+        self.is_plain = false;
+        node.lanes.on_timer(self.now, place.seq, &mut self.fabric);
+        self.drain(place.node);
+        if self.may_coast && self.is_plain {
+            self.take_off(place.node);
         }
     }
 
@@ -327,7 +363,14 @@ impl<M: Serve> WorldOf<M> {
                 observer.on_worker(now, index, &told, pump.outputs());
             }
         }
+        let mut forwards = 0;
+        let mut others = 0;
         for output in pump.drain() {
+            match &output {
+                Output::Start { command: Command::Forward(_), .. } => forwards += 1,
+                Output::Emit { event: Event::Token(_), .. } => {}
+                Output::Start { .. } | Output::Emit { .. } | Output::Send { .. } | Output::Publish(_) => others += 1,
+            }
             match output {
                 Output::Start { op, after, command } => lanes.start(now, op, &after, command, &mut self.fabric),
                 Output::Emit { request, event } => {
@@ -353,6 +396,7 @@ impl<M: Serve> WorldOf<M> {
                 }
             }
         }
+        self.is_plain = forwards == 1 && others == 0;
         if has_ended {
             self.tell_ends();
             self.arm_arrival();
@@ -373,6 +417,7 @@ impl<M: Serve> WorldOf<M> {
     }
 
     fn tick(&mut self, index: u32) {
+        self.land(index);
         let node = &mut self.nodes[index as usize];
         if node.tick_at != Some(self.now) {
             return;
@@ -396,6 +441,7 @@ impl<M: Serve> WorldOf<M> {
             self.return_to_sender(to, input);
             return;
         }
+        self.land(to);
         if let Input::Peer { id, up } = &input {
             self.nodes[to as usize].seen[id.0 as usize] = *up;
         }
@@ -420,6 +466,7 @@ impl<M: Serve> WorldOf<M> {
         self.fabric.links.advance(self.now, &mut done);
         for flow in done.drain(..) {
             let Some(place) = self.fabric.flow_ended(flow) else { continue };
+            self.land_before(place.node);
             self.nodes[place.node as usize].lanes.on_flow(self.now, place.seq, &mut self.fabric);
             self.drain(place.node);
         }
@@ -432,6 +479,7 @@ impl<M: Serve> WorldOf<M> {
             self.fabric.depots[depot].disk.advance(self.now, &mut done);
             for job in done.drain(..) {
                 let Some(place) = self.fabric.job_ended(depot, job) else { continue };
+                self.land_before(place.node);
                 self.nodes[place.node as usize].lanes.on_job(self.now, place.seq, &mut self.fabric);
                 self.drain(place.node);
             }
