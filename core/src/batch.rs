@@ -94,6 +94,13 @@ impl Batch {
         }
     }
 
+    /// The runs of the same sequences at another time: where each of them starts.
+    pub fn set_starts(&mut self, starts: impl Iterator<Item = u32>) {
+        for (run, start) in self.runs.iter_mut().zip(starts) {
+            run.start = start;
+        }
+    }
+
     /// Forgets everything but the memory.
     pub fn clear(&mut self) {
         self.runs.clear();

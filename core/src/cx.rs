@@ -71,6 +71,15 @@ impl Ops {
         Some(owner)
     }
 
+    /// Names `count` operations that have ended already.
+    pub fn pass(&mut self, count: usize) {
+        if self.ring.is_empty() {
+            self.base += count as u64;
+        } else {
+            self.ring.resize(self.ring.len() + count, None);
+        }
+    }
+
     /// True while the operation has not ended.
     #[must_use]
     pub fn is_live(&self, op: OpId) -> bool {

@@ -81,12 +81,17 @@ impl Sched {
             sequence.computed += count;
             sequence.faults = 0;
         }
-        for _ in 0..count {
-            let mut flight = self.flights.pop_front().expect("forwards are in flight");
+        // Of the forwards in flight the oldest ones end; those between them and the last ones begin and end.
+        let ended = self.flights.len().min(count as usize);
+        for flight in self.flights.iter().take(ended) {
             let owner = ops.finish(flight.op);
-            assert!(owner == Some(Owner::Sched), "the oldest forward was in flight");
+            assert!(owner == Some(Owner::Sched), "a forward in flight is the scheduler's");
+        }
+        ops.pass(count as usize - ended);
+        self.flights.rotate_left(ended);
+        let kept = self.flights.len() - ended;
+        for flight in self.flights.iter_mut().skip(kept) {
             flight.op = ops.start(Owner::Sched);
-            self.flights.push_back(flight);
         }
         for (later, flight) in (0..).zip(&mut self.flights) {
             for (row, &slot) in flight.rows.iter_mut().zip(&self.running) {

@@ -24,7 +24,8 @@ pub(crate) struct Plan {
     pub(crate) ends: Vec<Instant>,
     /// Of those to be started: what they take of the device, how long it waits for them, and when the host is done.
     starts: Vec<Start>,
-    /// The sequences, and the position of the token that the oldest forward in flight samples.
+    /// The sequences, and the position of the token that the oldest forward in flight samples: where
+    /// the run behind it starts.
     rows: Vec<(RequestId, u32)>,
 }
 
@@ -76,17 +77,14 @@ impl Lanes {
         for &(_, position) in &plan.rows {
             load.decode(u64::from(position) + depth);
         }
+        let mut forwards = self.spec.cost.decodes(load);
         let (mut cpu_free, mut gpu_free) = (compute.cpu_free, compute.gpu_free);
         for step in 0..steps as usize {
             let now = plan.ends[step];
             if until.is_some_and(|until| now >= until) {
                 break;
             }
-            let forward = self.spec.cost.forward(&load);
-            if forward.gpu_ns == 0 {
-                break;
-            }
-            load.next_decode();
+            let Some(forward) = forwards.next().filter(|forward| forward.gpu_ns > 0) else { break };
             let cpu_ready = now.max(cpu_free).after_ns(forward.cpu_ns);
             let gpu_start = gpu_free.max(cpu_ready);
             let stall_ns = gpu_start.ns_since(gpu_free.max(now));
@@ -118,25 +116,38 @@ impl Lanes {
     /// Lives the first `steps` steps of a plan, and sets the timers of the forwards that are then in flight.
     pub(crate) fn coast(&mut self, steps: usize, plan: &Plan, fabric: &mut Fabric) {
         let depth = self.compute.queue.len();
-        for (start, &end) in plan.starts[..steps].iter().zip(&plan.ends[depth..]) {
+        let ended = depth.min(steps);
+        let mut batches = Vec::with_capacity(ended);
+        for _ in 0..ended {
             let done = self.compute.queue.pop_front().expect("a forward is in flight");
-            let Work::Forward(mut pass) = std::mem::replace(&mut self.op(done).work, Work::Over { is_ok: true }) else {
-                unreachable!("the compute queue holds forwards")
-            };
-            pass.batch.advance(depth as u32);
-            let &Start { gpu_start, gpu_ns, stall_ns, cpu_ready } = start;
-            let pass = Pass { batch: pass.batch, gpu_ns, cpu_ready, gpu_start, end, state: State::Timed };
+            let work = std::mem::replace(&mut self.op(done).work, Work::Over { is_ok: true });
+            let Work::Forward(pass) = work else { unreachable!("the compute queue holds forwards") };
+            batches.push(pass.batch);
+        }
+        self.trim();
+        // Forwards that begin and end within the plan.
+        if self.ring.is_empty() {
+            self.base += (steps - ended) as u64;
+        } else {
+            self.ring.extend((ended..steps).map(|_| Op::new(Work::Over { is_ok: true }, Instant::ZERO)));
+        }
+        for (index, mut batch) in (steps - ended..steps).zip(batches) {
+            let Start { gpu_start, gpu_ns, cpu_ready, .. } = plan.starts[index];
+            // All of them hold the same sequences: any buffer will do, at the right position.
+            batch.set_starts(plan.rows.iter().map(|&(_, position)| position + (depth + index - 1) as u32));
+            let pass = Pass { batch, gpu_ns, cpu_ready, gpu_start, end: plan.ends[depth + index], state: State::Timed };
             let seq = self.base + self.ring.len() as u64;
             let first_at = gpu_start.after_ns(gpu_ns / self.spec.layers);
             self.ring.push_back(Op { first_at: Some(first_at), ..Op::new(Work::Forward(pass), gpu_start) });
             self.compute.queue.push_back(seq);
-            self.trim();
-            self.compute.cpu_free = cpu_ready;
-            self.compute.gpu_free = end;
-            self.use_.forwards += 1;
-            self.use_.forward_busy_ns += gpu_ns;
-            self.use_.forward_stall_ns += stall_ns;
         }
+        for start in &plan.starts[..steps] {
+            self.use_.forwards += 1;
+            self.use_.forward_busy_ns += start.gpu_ns;
+            self.use_.forward_stall_ns += start.stall_ns;
+        }
+        self.compute.cpu_free = plan.starts[steps - 1].cpu_ready;
+        self.compute.gpu_free = plan.ends[depth + steps - 1];
         for (&seq, &end) in self.compute.queue.iter().zip(&plan.ends[steps..]) {
             fabric.heap.push_first(end, self.place(seq).key(), Mark::Forward(self.place(seq)));
         }

@@ -114,6 +114,26 @@ impl Clients {
         live.map_or([None; 2], |live| [open(live.prefill), open(live.decode)])
     }
 
+    /// Takes note of tokens of a request, one at the end of each step, none of them its first. Times between tokens are
+    /// the caller's to note, except for the first.
+    pub(super) fn on_tokens(&mut self, node: u32, request: RequestId, ends: &[Instant]) -> bool {
+        if !self.called_back.is_empty() && self.called_back.contains(&(request, node)) {
+            return false;
+        }
+        let (Some(record), Some((&first, &last))) =
+            (self.records.get_mut(request.0 as usize), ends.first().zip(ends.last()))
+        else {
+            return false;
+        };
+        if record.decode != Some(node) || record.end.is_some() {
+            return false;
+        }
+        record.tokens += ends.len() as u32;
+        let before = record.last_token.replace(last).expect("the first token came step by step");
+        self.itl.push(first.ns_since(before));
+        true
+    }
+
     /// Takes note of what a worker says; returns what the router must know.
     #[inline]
     pub(super) fn on_event(

@@ -142,21 +142,30 @@ impl<M: Serve> WorldOf<M> {
         outputs.clear();
         Lanes::coast_tokens(plan, steps, &self.fabric, tokens);
         pump.machine.coast_outputs(outputs);
-        for (at, tokens) in ends[..steps].iter().zip(tokens.chunks(plan.rows())) {
+        let ends = &ends[..steps];
+        for (at, tokens) in ends.iter().zip(tokens.chunks(plan.rows())) {
             let (_, emits) = outputs.split_last_mut().expect("a step starts a forward");
             for (emit, &token) in emits.iter_mut().zip(tokens) {
-                let Output::Emit { request, event } = emit else { unreachable!("all but the last hand on a token") };
-                *event = Event::Token(token);
-                let note = self.clients.on_event(*at, index, *request, Event::Token(token));
-                assert!(note.is_none(), "only first tokens concern the router");
+                if let Output::Emit { event, .. } = emit {
+                    *event = Event::Token(token);
+                }
             }
             pump.count(*at, outputs);
             advance(outputs);
         }
+        let mut heard = 0;
+        for output in outputs.iter() {
+            if let Output::Emit { request, .. } = output {
+                heard += u64::from(self.clients.on_tokens(index, *request, ends));
+            }
+        }
+        for pair in ends.windows(2) {
+            self.clients.itl.push_many(pair[1].ns_since(pair[0]), heard);
+        }
         pump.machine.coast(steps as u32, tokens);
         node.lanes.coast(steps, plan, &mut self.fabric);
         self.events += steps as u64;
-        ends[..steps].last().copied().unwrap_or_default()
+        ends.last().copied().unwrap_or_default()
     }
 }
 
