@@ -67,6 +67,8 @@ pub struct Node<M: Serve> {
     pub(crate) seen: Vec<Option<(Epoch, u32)>>,
     /// What time it is there.
     pub(crate) clock: Clock,
+    /// The latest time that this life has been told.
+    told: Instant,
     /// What slows its device down.
     pub(crate) slow: Vec<(u32, Speed)>,
     /// What earlier lives did.
@@ -97,6 +99,7 @@ impl<M: Serve> Node<M> {
             ticks: 0,
             seen: vec![None; workers],
             clock: Clock::default(),
+            told: Instant::ZERO,
             slow: Vec::new(),
             past: WorkerRecord::default(),
             digest: Digest::new(),
@@ -112,7 +115,23 @@ impl<M: Serve> Node<M> {
         self.lanes = Lanes::new(self.spec.clone(), self.config.epoch);
         self.lanes.set_slow(&self.slow);
         self.seen.fill(None);
+        self.told = Instant::ZERO;
         self.past.lives += 1;
+    }
+
+    /// The time of a step there. A clock that was set back stands still until it has caught up.
+    #[inline]
+    pub(crate) fn tell_time(&mut self, now: Instant) -> Instant {
+        self.told = self.told.max(self.clock.shows(now));
+        self.told
+    }
+
+    /// When the machine wants a tick, in the time of the world.
+    #[inline]
+    pub(crate) fn tick_due(&self) -> Option<(Instant, &'static str)> {
+        let (at, why) = self.pump.as_ref()?.deadline()?;
+        let due = if at <= self.told { Instant::ZERO } else { self.clock.when(at) };
+        Some((due, why))
     }
 
     /// Ends a life and keeps what it did; false if there was none.

@@ -41,6 +41,8 @@ pub(super) struct Compute {
     slow: Vec<(u32, Speed)>,
     /// Lines of the script that make a forward fail, one entry for each.
     failing: VecDeque<u32>,
+    /// Forwards that were issued behind one that failed and fail with it.
+    behind_failed: usize,
 }
 
 /// One forward.
@@ -170,8 +172,15 @@ impl Lanes {
         }
         assert!(self.compute.queue.pop_front() == Some(seq), "forwards end in order");
         self.compute.planned -= 1;
-        if let Some(line) = self.compute.failing.pop_front() {
+        // What was issued before the failure was known has read what the failed one should have written.
+        let is_behind = self.compute.behind_failed > 0;
+        self.compute.behind_failed = self.compute.behind_failed.saturating_sub(1);
+        let line = if is_behind { None } else { self.compute.failing.pop_front() };
+        if let Some(line) = line {
             fabric.hits.add(line, 1);
+            self.compute.behind_failed = self.compute.queue.len();
+        }
+        if is_behind || line.is_some() {
             self.fail(now, seq, Fault::Device, fabric);
             self.plan_compute(now, fabric);
             return;

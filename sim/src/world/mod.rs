@@ -22,7 +22,6 @@ mod tests;
 use pd_core::config::TransferBackend;
 use pd_core::id::Epoch;
 use pd_core::op::{Input, Output};
-use pd_core::pump::Pump;
 use pd_core::router::RouterInput;
 use pd_core::time::{Instant, nanos};
 use pd_core::worker::Worker;
@@ -327,18 +326,18 @@ impl<M: Serve> WorldOf<M> {
 
     fn step(&mut self, index: u32, input: Input) {
         let now = self.now;
-        let Node { pump: Some(pump), lanes, seen, latency_ns, config, clock, .. } = &mut self.nodes[index as usize]
-        else {
+        let there = self.nodes[index as usize].tell_time(now);
+        let Node { pump: Some(pump), lanes, seen, latency_ns, config, .. } = &mut self.nodes[index as usize] else {
             return;
         };
         let mut has_ended = false;
         // Whether all messages take their usual way; if not, each is looked at.
         let is_quiet = self.faults.post.is_quiet(now);
         if self.observers.is_empty() {
-            pump.step(clock.shows(now), input);
+            pump.step(there, input);
         } else {
             let told = input.clone();
-            pump.step(clock.shows(now), input);
+            pump.step(there, input);
             for observer in &mut self.observers {
                 observer.on_worker(now, index, &told, pump.outputs());
             }
@@ -401,8 +400,8 @@ impl<M: Serve> WorldOf<M> {
     #[inline]
     pub(crate) fn arm_tick(&mut self, index: u32) {
         let node = &mut self.nodes[index as usize];
-        let Some((at, _)) = node.pump.as_ref().and_then(Pump::deadline) else { return };
-        let at = node.clock.when(at).max(self.now);
+        let Some((at, _)) = node.tick_due() else { return };
+        let at = at.max(self.now);
         if node.tick_at.is_none_or(|tick_at| at < tick_at) {
             node.tick_at = Some(at);
             self.fabric.heap.push(at, Mark::Tick { node: index });
@@ -415,8 +414,8 @@ impl<M: Serve> WorldOf<M> {
             return;
         }
         node.tick_at = None;
-        let Some((at, why)) = node.pump.as_ref().and_then(Pump::deadline) else { return };
-        if node.clock.when(at) > self.now {
+        let Some((at, why)) = node.tick_due() else { return };
+        if at > self.now {
             self.arm_tick(index);
             return;
         }
