@@ -13,9 +13,10 @@
 
 use std::collections::BTreeMap;
 
+use pd_core::batch::Batch;
 use pd_core::id::{GpuPage, HostPage, PageKey, RequestId, Token};
 use pd_core::key::page_key;
-use pd_core::op::{Prompt, Run};
+use pd_core::op::Prompt;
 use pd_core::time::Instant;
 
 use crate::setup::Answer;
@@ -148,13 +149,13 @@ impl Memory {
     }
 
     /// A forward has ended: it has read what came before each run and has written the run.
-    pub fn forward(&mut self, now: Instant, node: u32, runs: &[Run]) {
-        for run in runs {
+    pub fn forward(&mut self, now: Instant, node: u32, batch: &Batch) {
+        for run in batch.runs() {
             let memory = &mut self.nodes[node as usize];
             let page_size = memory.page_size;
             let table = memory.tables.entry(run.request).or_default();
             table.truncate(run.table_from as usize);
-            table.extend_from_slice(&run.pages);
+            table.extend_from_slice(batch.pages(run));
             let table = std::mem::take(table);
             let end = run.start + run.count;
             if table.len() < end.div_ceil(page_size) as usize {

@@ -5,7 +5,7 @@
 use pd_core::config::WorkerConfig;
 use pd_core::cost::Cost;
 use pd_core::digest::Digest;
-use pd_core::id::Epoch;
+use pd_core::id::{Epoch, Token};
 use pd_core::machine::Machine;
 use pd_core::metrics::Metrics;
 use pd_core::op::{Input, Output};
@@ -18,6 +18,7 @@ use crate::fault::{Clock, Speed};
 use crate::journal::{Journal, Watch};
 use crate::lane::{LaneSpec, LaneUse, Lanes};
 use crate::record::WorkerRecord;
+use crate::world::Coasting;
 
 /// A machine that a world can drive: the worker, or a toy in tests.
 pub trait Serve: Machine<Input = Input, Output = Output> + Sized {
@@ -27,9 +28,30 @@ pub trait Serve: Machine<Input = Input, Output = Output> + Sized {
     fn metrics(&self) -> &Metrics;
     /// How busy it is.
     fn load(&self) -> LoadReport;
+    /// See [`Worker::coast_steps`]. A machine that cannot coast says 0.
+    fn coast_steps(&self) -> u32 {
+        0
+    }
+    /// See [`Worker::coast_outputs`].
+    fn coast_outputs(&self, outputs: &mut Vec<Output>) {
+        let _ = outputs;
+    }
+    /// See [`Worker::coast`].
+    fn coast(&mut self, steps: u32, tokens: &[Token]) {
+        let _ = (steps, tokens);
+    }
 }
 
 impl Serve for Worker {
+    fn coast_steps(&self) -> u32 {
+        self.coast_steps()
+    }
+    fn coast_outputs(&self, outputs: &mut Vec<Output>) {
+        self.coast_outputs(outputs);
+    }
+    fn coast(&mut self, steps: u32, tokens: &[Token]) {
+        self.coast(steps, tokens);
+    }
     /// # Panics
     /// If the configuration is out of range.
     fn launch(config: WorkerConfig, cost: Cost) -> Self {
@@ -71,6 +93,8 @@ pub struct Node<M: Serve> {
     told: Instant,
     /// What slows its device down.
     pub(crate) slow: Vec<(u32, Speed)>,
+    /// What it has planned, if it only decodes.
+    pub(crate) coasting: Coasting,
     /// What earlier lives did.
     past: WorkerRecord,
     digest: Digest,
@@ -101,6 +125,7 @@ impl<M: Serve> Node<M> {
             clock: Clock::default(),
             told: Instant::ZERO,
             slow: Vec::new(),
+            coasting: Coasting::default(),
             past: WorkerRecord::default(),
             digest: Digest::new(),
             has_journal,

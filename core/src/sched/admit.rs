@@ -121,7 +121,7 @@ impl Sched {
         has_budget && self.admitted < self.config.max_running_requests
     }
 
-    const fn line(&self, sinks: bool) -> &Queue {
+    pub(super) const fn line(&self, sinks: bool) -> &Queue {
         if sinks { &self.sinks } else { &self.queue }
     }
 

@@ -13,13 +13,15 @@
 //!  launched   A B           C (A is done) D (B is done)
 //! ```
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use crate::batch::{Batch, Run};
 use crate::cx::{Cx, Owner};
 use crate::event::{Event, Failure, Finish};
 use crate::id::{OpId, Token};
 use crate::kv::Kv;
-use crate::op::{Command, Fault, Outcome, Run};
+use crate::op::{Command, Fault, Outcome};
 use crate::transfer::Transfer;
 
 use super::Sched;
@@ -31,7 +33,7 @@ use super::seq::State;
 pub(super) struct Row {
     pub(super) slot: u32,
     /// The sequence's life at the launch; see [`super::seq::Sequence::roll_back`].
-    life: u32,
+    pub(super) life: u32,
     pub(super) start: u32,
     pub(super) count: u32,
     pub(super) sample: bool,
@@ -43,7 +45,7 @@ pub(super) struct Flight {
     pub(super) op: OpId,
     pub(super) rows: Vec<Row>,
     /// It was ordered behind other commands, so that those may have failed it.
-    has_prerequisites: bool,
+    pub(super) has_prerequisites: bool,
 }
 
 /// A forward that is being composed.
@@ -51,7 +53,7 @@ pub(super) struct Flight {
 pub(super) struct Draft {
     /// Prompt tokens that still fit.
     pub(super) budget: u32,
-    runs: Vec<Run>,
+    batch: Box<Batch>,
     rows: Vec<Row>,
     after: Vec<OpId>,
     /// Rows that decode.
@@ -66,7 +68,7 @@ impl Sched {
         let chunk = self.config.chunked_prefill_size.min(self.config.max_prefill_tokens);
         let mut draft = Draft {
             budget: chunk.saturating_sub(steps).max(self.page_size),
-            runs: Vec::new(),
+            batch: self.batches.pop().unwrap_or_default(),
             rows: core::mem::take(&mut flight.rows),
             after: Vec::new(),
             steps: 0,
@@ -94,6 +96,7 @@ impl Sched {
         }
         if draft.rows.is_empty() {
             flight.rows = draft.rows;
+            self.batches.push(draft.batch);
             self.spare.push(flight);
             return false;
         }
@@ -102,7 +105,7 @@ impl Sched {
         }
         cx.metrics.forwards += 1;
         let has_prerequisites = !draft.after.is_empty();
-        let op = cx.start(Owner::Sched, draft.after, Command::Forward(draft.runs));
+        let op = cx.start(Owner::Sched, draft.after, Command::Forward(draft.batch));
         self.push_chunks(cx, transfer, op, &draft.rows);
         self.flights.push_back(Flight { op, rows: draft.rows, has_prerequisites });
         true
@@ -145,7 +148,6 @@ impl Sched {
     /// Adds a decode row for each running sequence that has the page for it.
     fn add_steps(&mut self, cx: &Cx<'_>, decoding: usize, draft: &mut Draft) {
         let page_size = self.page_size;
-        draft.runs.reserve(decoding);
         draft.rows.reserve(decoding);
         for index in 0..decoding {
             let slot = self.running[index];
@@ -172,19 +174,11 @@ impl Sched {
             }
         }
         let table = lease.table();
-        let run = Run {
-            request: sequence.request,
-            start,
-            count,
-            sample,
-            table_from: told,
-            pages: table[told as usize..].to_vec(),
-        };
+        draft.batch.push(Run::new(sequence.request, start, count, sample, told), &table[told as usize..]);
         sequence.told = table.len() as u32;
         sequence.computed += count;
         sequence.flights += 1;
         draft.rows.push(Row { slot, life: sequence.life, start, count, sample });
-        draft.runs.push(run);
     }
 
     /// A forward has ended.
@@ -196,7 +190,7 @@ impl Sched {
         let mut flight = self.flights.remove(place).expect("found above");
         let samples = flight.rows.iter().filter(|row| row.sample).count();
         let result = match outcome {
-            Outcome::Sampled(tokens) if tokens.len() == samples => Ok(tokens),
+            Outcome::Sampled(sampled) if sampled.tokens().len() == samples => Ok(sampled),
             Outcome::Failed(fault) => Err(fault),
             // An answer to another question.
             Outcome::Sampled(_) | Outcome::Moved | Outcome::Partly(_) | Outcome::Found(_) | Outcome::Scanned { .. } => {
@@ -204,13 +198,14 @@ impl Sched {
             }
         };
         match result {
-            Ok(tokens) => {
-                let mut tokens = tokens.into_iter();
+            Ok(sampled) => {
+                let mut tokens = sampled.tokens().iter().copied();
                 for &row in &flight.rows {
                     let token = if row.sample { tokens.next() } else { None };
                     self.take_row(cx, kv, transfer, row, token);
                     self.leave_flight(cx, kv, row.slot);
                 }
+                self.keep(sampled.0);
             }
             Err(fault) => {
                 cx.mark("sched.forward_failed");
@@ -223,6 +218,14 @@ impl Sched {
         }
         flight.rows.clear();
         self.spare.push(flight);
+    }
+
+    /// Keeps the memory of a batch that came back for the next forward.
+    fn keep(&mut self, mut batch: Box<Batch>) {
+        if self.batches.len() < self.flights_max {
+            batch.clear();
+            self.batches.push(batch);
+        }
     }
 
     /// A sequence's share of a forward is done.

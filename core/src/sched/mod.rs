@@ -20,6 +20,7 @@ mod admit;
 mod batch;
 mod budget;
 mod check;
+mod coast;
 mod ending;
 mod handoff;
 mod policy;
@@ -29,9 +30,11 @@ mod seq;
 #[cfg(test)]
 mod tests;
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
+use crate::batch::Batch;
 use crate::config::{Mode, SchedConfig, SchedulePolicy, WorkerConfig};
 use crate::cx::Cx;
 use crate::digest::Digest;
@@ -106,6 +109,9 @@ pub struct Sched {
     flights: VecDeque<Flight>,
     /// Buffers of ended flights.
     spare: Vec<Flight>,
+    /// Batches that came back.
+    #[expect(clippy::vec_box, reason = "they travel as boxes, and unboxed they would be allocated again")]
+    batches: Vec<Box<Batch>>,
     deadlines: BTreeSet<(Instant, u32)>,
     /// By first page key: the sequence whose prompt is being computed and not all published.
     leaders: BTreeMap<PageKey, u32>,
@@ -143,6 +149,7 @@ impl Sched {
             admitted: 0,
             flights: VecDeque::new(),
             spare: Vec::new(),
+            batches: Vec::new(),
             deadlines: BTreeSet::new(),
             leaders: BTreeMap::new(),
             wake: None,

@@ -8,6 +8,7 @@
 //!   input ──▶ handler ──▶ transfer.settle ──▶ sched.settle ──▶ kv.settle ──▶ outbox
 //! ```
 
+mod coast;
 #[cfg(test)]
 mod tests;
 

@@ -50,6 +50,15 @@ pub struct Fabric {
 pub enum Mark {
     /// A lane's timer.
     Timer(Place),
+    /// The end of a forward. Comes before everything else of its instant but links and disks.
+    Forward(Place),
+    /// The end of the plan of a worker that coasts.
+    Coast {
+        /// Whose.
+        node: u32,
+        /// Which plan.
+        plan: u64,
+    },
     /// A machine's deadline.
     Tick {
         /// Whose.
@@ -133,6 +142,13 @@ pub struct Place {
     pub epoch: Epoch,
     /// The operation's number.
     pub seq: u64,
+}
+
+impl Place {
+    /// Orders the ends of forwards of one instant: by worker, then by start.
+    pub(crate) const fn key(self) -> u64 {
+        (self.node as u64) << 32 | (self.seq & 0xffff_ffff)
+    }
 }
 
 /// Where the answer to a request begins, and what it is.

@@ -15,6 +15,7 @@
 //! 4. Overlap is two numbers per command, when its first layer is there and when it has ended. There is no event per
 //!    layer or page.
 
+mod coast;
 mod compute;
 mod copy;
 mod fabric;
@@ -32,6 +33,7 @@ use pd_core::id::{Epoch, OpId, PageKey};
 use pd_core::op::{Command, Fault, LaneKind, Outcome};
 use pd_core::time::Instant;
 
+pub(crate) use self::coast::Plan;
 use self::compute::{Compute, Pass};
 use self::copy::{Copies, Copy};
 pub use self::fabric::{Depot, Fabric, Letter, Mark, Place, Text, Transfer};
@@ -130,6 +132,22 @@ struct Dependant {
     is_waiting: bool,
 }
 
+impl Op {
+    /// An operation that waits for nothing.
+    const fn new(work: Work, now: Instant) -> Self {
+        Self {
+            work,
+            waiting: 0,
+            tail: 0,
+            is_doomed: false,
+            ready_at: now,
+            floor: Instant::ZERO,
+            first_at: None,
+            dependants: Vec::new(),
+        }
+    }
+}
+
 impl Lanes {
     /// Idle lanes of a new life.
     #[must_use]
@@ -156,21 +174,12 @@ impl Lanes {
         assert!(op.epoch == self.epoch, "{op:?} is of another life than {}", self.epoch);
         assert!(op.seq == self.base + self.ring.len() as u64, "{op:?} is not the next operation");
         let lane = command.lane();
-        let mut entry = Op {
-            work: Work::Over { is_ok: true },
-            waiting: 0,
-            tail: 0,
-            is_doomed: false,
-            ready_at: now,
-            floor: Instant::ZERO,
-            first_at: None,
-            dependants: Vec::new(),
-        };
+        let mut entry = Op::new(Work::Over { is_ok: true }, now);
         for prior in after {
             self.depend(op.seq, lane, *prior, &mut entry);
         }
         entry.work = match command {
-            Command::Forward(runs) => Work::Forward(self.new_pass(now, runs, fabric)),
+            Command::Forward(batch) => Work::Forward(self.new_pass(now, batch, fabric)),
             Command::LoadBack(pages) => Work::Copy(Copy::load_back(pages)),
             Command::Backup(pages) => Work::Copy(Copy::backup(pages)),
             Command::Push(push) => Work::Push(Box::new(Pushing::new(now, *push))),
@@ -317,10 +326,7 @@ impl Lanes {
             self.failed.insert(seq);
         }
         self.finished.push_back((OpId { epoch: self.epoch, seq }, outcome));
-        while let Some(Op { work: Work::Over { .. }, .. }) = self.ring.front() {
-            self.ring.pop_front();
-            self.base += 1;
-        }
+        self.trim();
         for dependant in dependants {
             let Some(index) = self.find(dependant.seq) else { continue };
             let op = &mut self.ring[index];
@@ -329,6 +335,14 @@ impl Lanes {
             op.is_doomed |= !is_ok;
             op.floor = op.floor.max(now);
             self.resume(now, dependant.seq, fabric);
+        }
+    }
+
+    /// Forgets the oldest operations as far as they are over.
+    fn trim(&mut self) {
+        while let Some(Op { work: Work::Over { .. }, .. }) = self.ring.front() {
+            self.ring.pop_front();
+            self.base += 1;
         }
     }
 

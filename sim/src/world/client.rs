@@ -126,6 +126,13 @@ impl Clients {
         self.live.get(request.0 as usize)?.as_ref().map(|live| &live.prompt)
     }
 
+    /// The workers with an open leg of a request.
+    pub(super) fn workers(&self, request: RequestId) -> [Option<u32>; 2] {
+        let live = self.live.get(request.0 as usize).and_then(Option::as_ref);
+        let open = |node: u32| (node != NOBODY).then_some(node);
+        live.map_or([None; 2], |live| [open(live.prefill), open(live.decode)])
+    }
+
     /// Takes note of what a worker says; returns what the router must know.
     #[inline]
     pub(super) fn on_event(

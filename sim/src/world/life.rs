@@ -38,6 +38,7 @@ impl<M: Serve> WorldOf<M> {
 
     /// The life of a worker ends: nothing that it had under way happens any more. False if there was none.
     pub(crate) fn stop(&mut self, index: u32) -> bool {
+        self.land(index);
         let node = &mut self.nodes[index as usize];
         if !node.stop() {
             return false;
@@ -55,6 +56,7 @@ impl<M: Serve> WorldOf<M> {
             if !self.faults.wires.is_up(index, other) {
                 continue;
             }
+            self.land(other);
             self.nodes[other as usize].lanes.cut(self.now, index, &mut self.fabric);
             self.post_to(other, life, latency_ns, Input::Peer { id, up: None });
             self.drain(other);
@@ -98,6 +100,7 @@ impl<M: Serve> WorldOf<M> {
     /// The workers say how busy they are, as long as there is anything to do.
     pub(super) fn report_loads(&mut self) {
         for index in 0..self.nodes.len() {
+            self.land(index as u32);
             let node = &self.nodes[index];
             let Some(pump) = &node.pump else { continue };
             let note = RouterInput::Load { worker: node.config.worker, load: pump.machine.load() };

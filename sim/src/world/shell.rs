@@ -141,6 +141,7 @@ impl<M: Serve> WorldOf<M> {
     }
 
     pub(crate) fn end(&mut self, request: RequestId, end: End) {
+        self.land_request(request);
         self.clients.end(self.now, request, end);
         if self.clients.has_ended() {
             self.tell_ends();
@@ -204,6 +205,7 @@ impl<M: Serve> WorldOf<M> {
             match output {
                 RouterOutput::Route(route) => self.route(&route),
                 RouterOutput::Cancel { request, worker, .. } => {
+                    self.land(worker.0);
                     if self.clients.call_back(request, worker.0) {
                         let latency_ns = self.router.as_ref().map_or(0, |router| router.latency_ns);
                         self.post(worker.0, latency_ns, Input::Cancel { request });
@@ -220,6 +222,7 @@ impl<M: Serve> WorldOf<M> {
 
     fn route(&mut self, route: &Route) {
         let Route { request, attempt, prefill, decode, room, .. } = *route;
+        self.land_request(request);
         if !self.clients.open(self.now, request, attempt, prefill.map(|id| id.0), decode.0) {
             let output = self.clients.records[request.0 as usize].tokens;
             self.end(request, End::Finished(Finish::Length));
@@ -246,6 +249,7 @@ impl<M: Serve> WorldOf<M> {
     pub(super) fn return_to_sender(&mut self, to: u32, input: Input) {
         let Input::Submit(submit) = input else { return };
         let request = submit.request;
+        self.land_request(request);
         let Some(live) = &mut self.clients.live[request.0 as usize] else { return };
         let is_open = live.close(to);
         let attempt = live.attempt;
