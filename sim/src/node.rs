@@ -14,6 +14,7 @@ use pd_core::router::LoadReport;
 use pd_core::time::Instant;
 use pd_core::worker::Worker;
 
+use crate::fault::{Clock, Speed};
 use crate::journal::{Journal, Watch};
 use crate::lane::{LaneSpec, LaneUse, Lanes};
 use crate::record::WorkerRecord;
@@ -84,8 +85,14 @@ pub struct Node<M: Serve> {
     pub(crate) tick_at: Option<Instant>,
     /// Ticks in a row at the same instant.
     pub(crate) ticks: u32,
-    /// The life of each worker as far as this one has been told.
-    pub(crate) seen: Vec<Option<Epoch>>,
+    /// The life of each worker as far as this one has been told, and which connection to it.
+    pub(crate) seen: Vec<Option<(Epoch, u32)>>,
+    /// What time it is there.
+    pub(crate) clock: Clock,
+    /// The latest time that this life has been told.
+    told: Instant,
+    /// What slows its device down.
+    pub(crate) slow: Vec<(u32, Speed)>,
     /// What it has planned, if it only decodes.
     pub(crate) coasting: Coasting,
     /// What earlier lives did.
@@ -115,6 +122,9 @@ impl<M: Serve> Node<M> {
             tick_at: None,
             ticks: 0,
             seen: vec![None; workers],
+            clock: Clock::default(),
+            told: Instant::ZERO,
+            slow: Vec::new(),
             coasting: Coasting::default(),
             past: WorkerRecord::default(),
             digest: Digest::new(),
@@ -128,8 +138,25 @@ impl<M: Serve> Node<M> {
         let watch = Watch { is_checking, journal: self.has_journal.then(Journal::default) };
         self.pump = Some(Pump::new(M::launch(self.config.clone(), self.cost.clone()), watch));
         self.lanes = Lanes::new(self.spec.clone(), self.config.epoch);
+        self.lanes.set_slow(&self.slow);
         self.seen.fill(None);
+        self.told = Instant::ZERO;
         self.past.lives += 1;
+    }
+
+    /// The time of a step there. A clock that was set back stands still until it has caught up.
+    #[inline]
+    pub(crate) fn tell_time(&mut self, now: Instant) -> Instant {
+        self.told = self.told.max(self.clock.shows(now));
+        self.told
+    }
+
+    /// When the machine wants a tick, in the time of the world.
+    #[inline]
+    pub(crate) fn tick_due(&self) -> Option<(Instant, &'static str)> {
+        let (at, why) = self.pump.as_ref()?.deadline()?;
+        let due = if at <= self.told { Instant::ZERO } else { self.clock.when(at) };
+        Some((due, why))
     }
 
     /// Ends a life and keeps what it did; false if there was none.

@@ -19,6 +19,7 @@ use pd_core::op::{Fault, Outcome};
 use pd_core::time::Instant;
 
 use super::{Fabric, Lanes, Mark, Work};
+use crate::fault::Speed;
 use crate::setup::StepCost;
 
 /// State of the lane.
@@ -33,6 +34,16 @@ pub(super) struct Compute {
     pub(super) gpu_free: Instant,
     /// The latest planned forward waits for layers.
     pub(super) is_streaming: bool,
+    /// The device stands still until then; nothing starts before.
+    stuck_until: Instant,
+    /// The line of the script that it stands still for.
+    stuck_line: u32,
+    /// Lines of the script that slow the device down.
+    slow: Vec<(u32, Speed)>,
+    /// Lines of the script that make a forward fail, one entry for each.
+    failing: VecDeque<u32>,
+    /// Forwards that were issued behind one that failed and fail with it.
+    behind_failed: usize,
 }
 
 /// One forward.
@@ -58,8 +69,37 @@ pub(super) enum State {
 }
 
 impl Lanes {
-    pub(super) fn new_pass(&mut self, now: Instant, batch: Box<Batch>) -> Pass {
-        let (gpu_ns, cpu_ns) = self.price(&batch);
+    /// The device stands still until then: what is on it is that much later.
+    pub(crate) fn stall(&mut self, now: Instant, until: Instant, line: u32, fabric: &mut Fabric) {
+        let late_ns = until.ns_since(now);
+        for index in 0..self.compute.planned {
+            let seq = self.compute.queue[index];
+            let Work::Forward(pass) = &mut self.op(seq).work else { unreachable!("the compute queue holds forwards") };
+            pass.gpu_start = pass.gpu_start.after_ns(late_ns);
+            pass.end = pass.end.after_ns(late_ns);
+            fabric.hits.add(line, 1);
+        }
+        self.compute.gpu_free = self.compute.gpu_free.after_ns(late_ns);
+        self.compute.stuck_until = self.compute.stuck_until.max(until);
+        self.compute.stuck_line = line;
+    }
+
+    /// These lines of the script slow the device down, for forwards that are issued from here on.
+    pub(crate) fn set_slow(&mut self, slow: &[(u32, Speed)]) {
+        self.compute.slow = slow.to_vec();
+    }
+
+    /// The next so many forwards that end fail.
+    pub(crate) fn fail_forwards(&mut self, line: u32, count: u32) {
+        self.compute.failing.extend((0..count).map(|_| line));
+    }
+
+    pub(super) fn new_pass(&mut self, now: Instant, batch: Box<Batch>, fabric: &mut Fabric) -> Pass {
+        let (mut gpu_ns, cpu_ns) = self.price(&batch);
+        for (line, speed) in &self.compute.slow {
+            gpu_ns = speed.time(gpu_ns);
+            fabric.hits.add(*line, 1);
+        }
         let cpu_ready = now.max(self.compute.cpu_free).after_ns(cpu_ns);
         self.compute.cpu_free = cpu_ready;
         Pass { batch, gpu_ns, cpu_ready, gpu_start: Instant::ZERO, end: Instant::ZERO, state: State::Waiting }
@@ -70,7 +110,7 @@ impl Lanes {
         while !self.compute.is_streaming
             && let Some(&seq) = self.compute.queue.get(self.compute.planned)
         {
-            let (gpu_free, layers) = (self.compute.gpu_free, self.spec.layers);
+            let (gpu_free, layers) = (self.compute.gpu_free.max(self.compute.stuck_until), self.spec.layers);
             let is_first = self.compute.planned == 0;
             let op = self.op(seq);
             if op.is_doomed {
@@ -91,6 +131,9 @@ impl Lanes {
             let (gpu_start, gpu_ns) = (pass.gpu_start, pass.gpu_ns);
             if is_streaming {
                 pass.state = State::Streaming;
+            }
+            if self.compute.stuck_until > now {
+                fabric.hits.add(self.compute.stuck_line, 1);
             }
             self.use_.forward_stall_ns += gpu_start.ns_since(gpu_free.max(now));
             self.compute.planned += 1;
@@ -123,8 +166,28 @@ impl Lanes {
 
     /// The device is done with the oldest forward.
     pub(super) fn end_forward(&mut self, now: Instant, seq: u64, fabric: &mut Fabric) {
+        let place = self.place(seq);
+        let Work::Forward(pass) = &mut self.op(seq).work else { unreachable!("this operation is a forward") };
+        if now < pass.end {
+            // The device has stood still since the end was known.
+            fabric.heap.push_first(pass.end, place.key(), Mark::Forward(place));
+            return;
+        }
         assert!(self.compute.queue.pop_front() == Some(seq), "forwards end in order");
         self.compute.planned -= 1;
+        // What was issued before the failure was known has read what the failed one should have written.
+        let is_behind = self.compute.behind_failed > 0;
+        self.compute.behind_failed = self.compute.behind_failed.saturating_sub(1);
+        let line = if is_behind { None } else { self.compute.failing.pop_front() };
+        if let Some(line) = line {
+            fabric.hits.add(line, 1);
+            self.compute.behind_failed = self.compute.queue.len();
+        }
+        if is_behind || line.is_some() {
+            self.fail(now, seq, Fault::Device, fabric);
+            self.plan_compute(now, fabric);
+            return;
+        }
         let node = self.spec.node;
         let Work::Forward(pass) = &mut self.op(seq).work else { unreachable!("this operation is a forward") };
         let mut batch = std::mem::take(&mut pass.batch);

@@ -179,7 +179,7 @@ impl Lanes {
             self.depend(op.seq, lane, *prior, &mut entry);
         }
         entry.work = match command {
-            Command::Forward(batch) => Work::Forward(self.new_pass(now, batch)),
+            Command::Forward(batch) => Work::Forward(self.new_pass(now, batch, fabric)),
             Command::LoadBack(pages) => Work::Copy(Copy::load_back(pages)),
             Command::Backup(pages) => Work::Copy(Copy::backup(pages)),
             Command::Push(push) => Work::Push(Box::new(Pushing::new(now, *push))),

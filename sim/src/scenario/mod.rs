@@ -152,7 +152,8 @@ fn parse_value(text: &str) -> Value {
         .unwrap_or_else(|| Value::String(text.to_owned()))
 }
 
-/// Sets a dotted key. List items are named by index; `worker.mode` without an index means all items.
+/// Sets a dotted key. List items are named by index, to set one of their keys or all of the item; `worker.mode` without
+/// an index means all items.
 fn set(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
     let (head, rest) = key.split_once('.').map_or((key, None), |(head, rest)| (head, Some(rest)));
     let Some(rest) = rest else {
@@ -168,14 +169,15 @@ fn set(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
                 Some(_) | None => (None, rest),
             };
             let count = items.len();
+            let beyond = || {
+                format!("there are {count} items in \"{head}\", so the last one is {head}.{}", count.saturating_sub(1))
+            };
             if let Some(index) = index {
-                let item = items.get_mut(index).ok_or_else(|| {
-                    format!(
-                        "there are {count} items in \"{head}\", so the last one is {head}.{}",
-                        count.saturating_sub(1)
-                    )
-                })?;
-                return set_item(item, head, field, value);
+                return set_item(items.get_mut(index).ok_or_else(beyond)?, head, field, value);
+            }
+            if let Ok(index) = field.parse::<usize>() {
+                *items.get_mut(index).ok_or_else(beyond)? = value;
+                return Ok(());
             }
             items.iter_mut().try_for_each(|item| set_item(item, head, field, value.clone()))
         }

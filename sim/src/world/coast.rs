@@ -86,7 +86,7 @@ impl<M: Serve> WorldOf<M> {
 
     /// Lives what a worker has planned up to the present, before something else comes to it.
     #[inline]
-    pub(super) fn land(&mut self, index: u32) {
+    pub(crate) fn land(&mut self, index: u32) {
         if self.nodes[index as usize].coasting.is_on {
             self.disturb(index, self.now, true);
         }
