@@ -209,6 +209,8 @@ pub struct TransferConfig {
     pub backend: TransferBackend,
     /// How this worker's KV is cut.
     pub layout: Layout,
+    /// A source pushes each chunk layer by layer while it is computed; otherwise the whole prompt once all of it is.
+    pub layerwise: bool,
     /// Longest wait of a source for the sink's pages, and of either end for the other's connection.
     pub bootstrap_timeout: Duration,
     /// Longest wait of a sink for the hand-off.
@@ -287,12 +289,14 @@ impl Default for KvConfig {
             storage_link: LinkCost {
                 request_ns: 100_000,
                 descriptor_ps: 0,
+                descriptors_ahead: 0,
                 bytes_per_second: NonZeroU64::new(7_000_000_000).expect("not 0"),
                 latency_ns: 0,
             },
             host_link: LinkCost {
                 request_ns: 10_000,
                 descriptor_ps: 0,
+                descriptors_ahead: 0,
                 bytes_per_second: NonZeroU64::new(50_000_000_000).expect("not 0"),
                 latency_ns: 0,
             },
@@ -333,6 +337,7 @@ impl Default for TransferConfig {
         Self {
             backend: TransferBackend::Wire,
             layout: Layout::default(),
+            layerwise: true,
             bootstrap_timeout: Duration::from_secs(300),
             waiting_timeout: Duration::from_secs(300),
             heartbeat_interval: Duration::from_secs(5),

@@ -1,6 +1,7 @@
 //! Tests of the whole: every scenario, determinism, replay, oracles, tidiness of the tree.
 
 mod oracles;
+mod papers;
 mod replay;
 mod scenarios;
 mod tidy;

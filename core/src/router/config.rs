@@ -109,6 +109,7 @@ impl Default for RouterConfig {
             link: LinkCost {
                 request_ns: 100_000,
                 descriptor_ps: 1_000_000,
+                descriptors_ahead: 0,
                 bytes_per_second: NonZeroU64::new(45_000_000_000).expect("not 0"),
                 latency_ns: 10_000,
             },

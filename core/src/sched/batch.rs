@@ -242,6 +242,7 @@ impl Sched {
             self.publish(cx, kv, row.slot);
             if is_complete {
                 self.unlead(row.slot);
+                self.push_prompt(cx, transfer, row.slot);
             }
         }
         if let Some(token) = token {
@@ -304,18 +305,19 @@ impl Sched {
         }
         sequence.holds = is_load;
         sequence.faults += u32::from(!is_load);
-        // A source has pushed behind the forward, and pages are pushed once.
-        if sequence.faults > FAULTS_MAX || sequence.is_source() {
+        // What a source has pushed behind the forward cannot be pushed again.
+        if sequence.faults > FAULTS_MAX || sequence.pushed > 0 {
             self.end(cx, kv, transfer, row.slot, Finish::Failed(Failure::Lane(fault)));
         } else {
             self.back_to_prompt(row.slot);
         }
     }
 
-    /// A running sequence part of whose prompt is to be computed again goes on before others.
+    /// A sequence whose prompt was launched to its end, and part of which is to be computed again, goes on before others.
     pub(super) fn back_to_prompt(&mut self, slot: u32) {
         let sequence = self.slots.at_mut(slot);
-        if sequence.state == State::Running && sequence.computed < sequence.prompt.length {
+        let is_launched = matches!(sequence.state, State::Running | State::HandingOver);
+        if is_launched && sequence.computed < sequence.prompt.length {
             sequence.state = State::Prefilling;
             self.running.retain(|&other| other != slot);
             self.prefilling.insert(0, slot);

@@ -86,6 +86,8 @@ pub struct Load {
 pub struct Sched {
     config: SchedConfig,
     mode: Mode,
+    /// Chunks are pushed as they are computed; see [`crate::config::TransferConfig::layerwise`].
+    is_layerwise: bool,
     page_size: u32,
     flights_max: usize,
     slots: Slab,
@@ -136,6 +138,7 @@ impl Sched {
             flights_max: if sched.overlap { FORWARDS_IN_FLIGHT_MAX } else { 1 },
             config: sched,
             mode: config.mode,
+            is_layerwise: config.transfer.layerwise,
             page_size: config.kv.page_size,
             slots: Slab::default(),
             by_request: BTreeMap::new(),

@@ -137,7 +137,11 @@ impl Sched {
                 sequence.roll_back(tokens);
                 self.back_to_prompt(slot);
             }
-            State::Prefilling | State::HandingOver | State::Retracting | State::Leaving => sequence.roll_back(tokens),
+            State::HandingOver => {
+                sequence.roll_back(tokens);
+                self.back_to_prompt(slot);
+            }
+            State::Prefilling | State::Retracting | State::Leaving => sequence.roll_back(tokens),
             State::Offered | State::Waiting => unreachable!("who waits has no lease"),
         }
     }

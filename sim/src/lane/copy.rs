@@ -10,7 +10,7 @@ use pd_core::id::{GpuPage, HostPage};
 use pd_core::op::{Fault, LaneKind, Outcome};
 use pd_core::time::Instant;
 
-use super::fabric::{rate, setup_ns};
+use super::fabric::rate;
 use super::{Fabric, Lanes, Work};
 use crate::link::{FlowSpec, Path};
 use crate::memory::{Cell, Tag};
@@ -99,8 +99,10 @@ impl Lanes {
         let lane = if copy.is_load_back() { LaneKind::CopyIn } else { LaneKind::CopyOut };
         let rest = std::mem::take(&mut copy.rest);
         if rest > 0 {
+            let pages = copy.count();
             let (path, cost) = self.way(lane);
-            fabric.start(now, self.place(seq), FlowSpec { path, bytes: rest, setup_ns: 0, rate_max: rate(&cost) });
+            let rate_max = rate(&cost, pages * self.spec.page_bytes, pages);
+            fabric.start(now, self.place(seq), FlowSpec { path, bytes: rest, setup_ns: 0, rate_max });
             self.announce_first(now, seq, now, fabric);
             return;
         }
@@ -128,8 +130,8 @@ impl Lanes {
         };
         copy.rest = bytes - first;
         let (path, cost) = self.way(lane);
-        let setup_ns = setup_ns(&cost, pages);
-        fabric.start(now, self.place(seq), FlowSpec { path, bytes: first, setup_ns, rate_max: rate(&cost) });
+        let rate_max = rate(&cost, bytes, pages);
+        fabric.start(now, self.place(seq), FlowSpec { path, bytes: first, setup_ns: cost.setup_ns(pages), rate_max });
     }
 
     fn copy(&mut self, seq: u64) -> &mut Copy {

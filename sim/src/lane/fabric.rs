@@ -294,13 +294,8 @@ impl Depot {
     }
 }
 
-/// Time before the first byte moves.
-pub(super) fn setup_ns(cost: &LinkCost, descriptors: u64) -> u64 {
-    cost.time_ns(0, descriptors)
-}
-
-/// The most that one flow gets.
+/// The most that the flows of one transfer get.
 #[expect(clippy::unnecessary_wraps, reason = "the form that FlowSpec wants")]
-pub(super) fn rate(cost: &LinkCost) -> Option<u64> {
-    Some(cost.bytes_per_second.get())
+pub(super) fn rate(cost: &LinkCost, bytes: u64, descriptors: u64) -> Option<u64> {
+    Some(cost.rate(bytes, descriptors))
 }

@@ -6,7 +6,7 @@
 //! ```text
 //!             load back   |1|2|3|...|L|                one flow for layer 1, one for the rest
 //!             forward        |  1  |  2  | ... | L |   starts with layer 1, ends no earlier than load end + T/L
-//!             push                 |1|2|...        |L| starts with layer 1, its last 1/L not before the forward's end
+//!             push                 |1|2|...         |L| starts with layer 1, its last 1/L posted behind the forward's end
 //! ```
 //!
 //! 1. Exactly one completion per start, never from inside `start` (it is queued).

@@ -30,6 +30,7 @@ pub(super) fn cost() -> LinkCost {
     LinkCost {
         request_ns: SETUP,
         descriptor_ps: 0,
+        descriptors_ahead: 0,
         bytes_per_second: NonZeroU64::new(1_000_000_000).expect("a rate"),
         latency_ns: 0,
     }
@@ -211,12 +212,12 @@ fn a_forward_behind_a_streaming_one_starts_when_that_has_ended() {
 }
 
 #[test]
-fn a_short_push_behind_a_forward_ends_one_share_after_it() {
+fn a_short_push_behind_a_forward_posts_and_moves_one_share_after_it() {
     let mut bench = Bench::new(2);
     let op = bench.start(0, &[], forward());
     let push = bench.start(0, &[op], push(1, 4));
     bench.all();
-    assert_eq!(bench.end(0, push).0, bench.end(0, op).0 + 4 * PAGE / LAYERS);
+    assert_eq!(bench.end(0, push).0, bench.end(0, op).0 + SETUP + 4 * PAGE / LAYERS);
 }
 
 #[test]

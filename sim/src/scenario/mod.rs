@@ -6,6 +6,7 @@ pub mod expect;
 pub mod loads;
 pub mod schema;
 mod script;
+mod service;
 #[cfg(test)]
 mod tests;
 

@@ -184,7 +184,8 @@ pub(super) fn load(count: u64, gap_ns: u64, is_closed: bool) -> Box<dyn Source> 
 
 pub(super) fn setup(loads: Vec<Box<dyn Source>>) -> Setup {
     let rate = NonZeroU64::new(1_000_000_000).expect("a rate");
-    let cost = LinkCost { request_ns: 0, descriptor_ps: 0, bytes_per_second: rate, latency_ns: 0 };
+    let cost =
+        LinkCost { request_ns: 0, descriptor_ps: 0, descriptors_ahead: 0, bytes_per_second: rate, latency_ns: 0 };
     let path = PathSetup { links: Vec::new(), cost };
     let wire = WireSetup { out: Vec::new(), into: Vec::new(), cost };
     let mut config = WorkerConfig {
