@@ -3,6 +3,7 @@
 mod oracles;
 mod replay;
 mod scenarios;
+mod sweeps;
 mod tidy;
 
 use std::path::{Path, PathBuf};
