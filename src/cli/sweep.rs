@@ -88,6 +88,11 @@ impl SweepArgs {
             (false, true) => sweep::csv(&done),
             (false, false) => sweep::page(&done),
         };
+        if self.csv {
+            for broken in done.broken() {
+                eprintln!("GATE BROKEN  {broken}");
+            }
+        }
         Ok(is_good & print(&text) & done.is_good())
     }
 }

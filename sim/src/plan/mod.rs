@@ -5,7 +5,7 @@
 //! random numbers), and differences between deployments are differences of paired samples.
 //!
 //! ```text
-//!   screen   all candidates, one seed, a third of the span
+//!   screen   all candidates, one seed, half of the span
 //!   race     the best few, and the best of each kind, with all seeds and the whole span
 //!   what if  the winner again with more of each resource; the largest elasticity names what limits
 //! ```
@@ -69,7 +69,7 @@ pub struct Point {
     pub trials: Vec<Option<Trial>>,
     /// The runs just above, by seed; none where there was no bound.
     pub beyond: Vec<Option<Trial>>,
-    /// It was only screened: one seed, a third of the span.
+    /// It was only screened: one seed, half of the span.
     pub is_screened: bool,
 }
 
@@ -115,7 +115,7 @@ impl Point {
     pub fn usage(&self) -> Usage {
         let trials: Vec<&Usage> = self.trials.iter().flatten().map(|trial| &trial.usage).collect();
         let mean = |part: fn(&Usage) -> f64| {
-            trials.iter().map(|usage| part(usage)).sum::<f64>() / (trials.len() as f64).max(1.0)
+            trials.iter().map(|usage| part(usage)).fold(0.0, |sum, one| sum + one) / (trials.len() as f64).max(1.0)
         };
         Usage {
             prefill: mean(|usage| usage.prefill),
@@ -138,10 +138,20 @@ impl Point {
 
 impl Planned {
     /// What limits the best deployment: the resource of the largest elasticity, if there is one that matters.
+    ///
+    /// A worker more brings memory, too: if memory alone does nearly as much, it is not the GPU that limits.
     #[must_use]
     pub fn limit(&self) -> Option<&'static str> {
         let best = self.gains.iter().max_by(|a, b| a.elasticity.total_cmp(&b.elasticity))?;
-        Some(if best.elasticity >= ELASTICITY_MIN { best.what_if.limit() } else { "SLO tail" })
+        if best.elasticity < ELASTICITY_MIN {
+            return Some("SLO tail");
+        }
+        let memory = self.gains.iter().find(|gain| gain.what_if == WhatIf::KvMemory);
+        let limit = match memory {
+            Some(memory) if memory.gain.mean >= MEMORY_SHARE * best.gain.mean => memory,
+            Some(_) | None => best,
+        };
+        Some(limit.what_if.limit())
     }
 }
 
@@ -172,7 +182,7 @@ impl Plan {
             });
         }
 
-        let screen = Goal { span: self.goal.span / 3, ..self.goal };
+        let screen = Goal { span: self.goal.span / 2, ..self.goal };
         let total = possible.len();
         let mut count = 0;
         let mut points = parallel::in_order(
@@ -257,6 +267,9 @@ impl Plan {
         }
         if self.file.load.is_empty() {
             return problem("there is no load whose rate could be looked for");
+        }
+        for load in &self.file.load {
+            trial::scale(&mut load.clone(), 1.0).map_err(|message| Problem { message, key: Some("load") })?;
         }
         Ok(())
     }
@@ -402,13 +415,15 @@ fn racers(points: &[Point]) -> Vec<usize> {
 }
 
 /// Candidates that are raced at least.
-const RACERS: usize = 4;
+const RACERS: usize = 6;
 /// Most GPUs of a plan.
 const GPUS_MAX: u32 = 1024;
 /// Below this nothing is worth more of.
 const ELASTICITY_MIN: f64 = 0.15;
+/// Share of what a worker buys from which on it is its memory that does it.
+const MEMORY_SHARE: f64 = 0.8;
 /// Screening is not more precise than one seed can be.
-const SCREEN_PRECISION: f64 = 0.05;
+const SCREEN_PRECISION: f64 = 0.03;
 /// Rates of requests are rounded at the seventh digit.
 const PRECISION_MIN: f64 = 0.001;
 /// Factors of the load's own rate between which goodput is looked for.

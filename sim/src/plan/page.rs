@@ -51,7 +51,7 @@ pub fn page(planned: &Planned) -> String {
     let _ = writeln!(out, "{table}\n");
     let _ = writeln!(
         out,
-        "~ screened only: one seed, a third of the span. P, D busy: mean time with a step, in percent (a unified worker is \
+        "~ screened only: one seed, half of the span. P, D busy: mean time with a step, in percent (a unified worker is \
          P; a decode\nstep runs whatever its batch). breaks: which promise breaks first above the goodput.\n"
     );
     for (candidate, why) in planned.impossible.iter().take(LINES_MAX) {

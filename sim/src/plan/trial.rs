@@ -198,7 +198,7 @@ impl Usage {
         let gpus = |want: fn(Mode) -> bool| {
             let busy = outcome.workers.iter().zip(modes).filter(|(_, mode)| want(**mode));
             let busy: Vec<f64> = busy.map(|(worker, _)| 100.0 * worker.lanes.forward_busy_ns as f64 / total).collect();
-            (busy.iter().sum::<f64>() / (busy.len() as f64).max(1.0)).min(100.0)
+            (busy.iter().fold(0.0, |sum, one| sum + one) / (busy.len() as f64).max(1.0)).min(100.0)
         };
         let link = |kinds: &[&str]| {
             let links = outcome.links.iter().filter(|(name, _)| kinds.iter().any(|kind| name.contains(kind)));
@@ -213,7 +213,7 @@ impl Usage {
             copy: link(&["h2d", "d2h"]),
             disk: (100.0 * disks.max().unwrap_or(0) as f64 / total).min(100.0),
             hits: 100.0 * hits.cached() as f64 / (hits.prompt as f64).max(1.0),
-            retractions: outcome.requests.iter().map(|record| f64::from(record.retractions)).sum(),
+            retractions: outcome.requests.iter().map(|record| u64::from(record.retractions)).sum::<u64>() as f64,
         }
     }
 }

@@ -189,11 +189,25 @@ impl Done {
         self.sweep.gates.iter().map(|gate| gate.check(self)).collect()
     }
 
+    /// The gates that do not hold, of runs and between points, in words.
+    #[must_use]
+    pub fn broken(&self) -> Vec<String> {
+        let mut broken = Vec::new();
+        for (runs, point) in self.runs.iter().zip(&self.sweep.points) {
+            for run in runs {
+                broken.extend(run.broken.iter().map(|text| format!("{}, seed {}: {text}", point.label(), run.seed)));
+            }
+        }
+        for verdict in self.verdicts() {
+            broken.extend(verdict.broken.map(|found| format!("{}   found: {found}", verdict.gate)));
+        }
+        broken
+    }
+
     /// True if all gates hold, in each run and between points.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.runs.iter().flatten().all(|run| run.broken.is_empty())
-            && self.verdicts().iter().all(|verdict| verdict.broken.is_none())
+        self.broken().is_empty()
     }
 
     fn samples(&self, point: usize, name: &str) -> Result<Vec<f64>, String> {

@@ -70,22 +70,16 @@ pub fn page(done: &Done) -> String {
     for problem in missing.iter().take(LINES_MAX) {
         let _ = writeln!(out, "NO VALUE     {problem}");
     }
-    let broken = done.runs.iter().zip(&sweep.points).flat_map(|(runs, point)| runs.iter().map(move |run| (point, run)));
-    let broken = broken.flat_map(|(point, run)| run.broken.iter().map(move |text| (point, run.seed, text)));
-    let count = broken.clone().count();
-    for (point, seed, text) in broken.take(LINES_MAX) {
-        let _ = writeln!(out, "GATE BROKEN  {}, seed {seed}: {text}", point.label());
+    let broken = done.broken();
+    for text in broken.iter().take(LINES_MAX) {
+        let _ = writeln!(out, "GATE BROKEN  {text}");
     }
-    if count > LINES_MAX {
-        let _ = writeln!(out, "             and {} more", count - LINES_MAX);
+    if broken.len() > LINES_MAX {
+        let _ = writeln!(out, "             and {} more", broken.len() - LINES_MAX);
     }
-    for verdict in done.verdicts() {
-        let (word, text) = match &verdict.broken {
-            None if verdict.is_within_noise => ("holds", "   (less than the confidence interval)".to_owned()),
-            None => ("holds", String::new()),
-            Some(found) => ("GATE BROKEN", format!("   found: {found}")),
-        };
-        let _ = writeln!(out, "{word:<12} {}{text}", verdict.gate);
+    for verdict in done.verdicts().into_iter().filter(|verdict| verdict.broken.is_none()) {
+        let note = if verdict.is_within_noise { "   (less than the confidence interval)" } else { "" };
+        let _ = writeln!(out, "holds        {}{note}", verdict.gate);
     }
     out
 }
