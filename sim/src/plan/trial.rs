@@ -4,16 +4,12 @@
 //! does after the last one, except that each request that was taken has to end. Rates scale the load itself: the gaps
 //! between arrivals shrink, contents and lengths are the same at all rates and for all candidates.
 
-use std::cell::RefCell;
-use std::rc::Rc;
 use std::time::Duration;
 
 use pd_core::config::Mode;
-use pd_core::id::RequestId;
 use pd_core::time::{Instant, nanos};
 
 use crate::load::LoadConfig;
-use crate::observe::Observer;
 use crate::record::{Outcome, Record};
 use crate::report::{Hits, busy_percent, served_ns};
 use crate::setup::{Arrival, Setup, Source};
@@ -50,8 +46,6 @@ pub struct Trial {
     pub late_rest: u64,
     /// How busy things were while requests were served.
     pub usage: Usage,
-    /// It was broken off when it could no longer keep its promises; usage is that of the part before.
-    pub is_cut: bool,
 }
 
 /// Shares of time, in percent, of the busiest thing of each kind; GPUs as means over their workers.
@@ -77,7 +71,7 @@ impl Goal {
     /// True if a trial keeps the promise.
     #[must_use]
     pub fn is_met(&self, trial: &Trial) -> bool {
-        trial.judged > 0 && !trial.is_cut && trial.kept * 1000 >= trial.judged * u64::from(self.attain_per_mille)
+        trial.judged > 0 && trial.kept * 1000 >= trial.judged * u64::from(self.attain_per_mille)
     }
 
     fn warm_until(&self) -> Instant {
@@ -96,34 +90,42 @@ impl Goal {
         setup.loads = setup.loads.into_iter().map(|inner| Box::new(Window { inner, end }) as Box<dyn Source>).collect();
         setup.linger = Duration::ZERO;
         setup.until = None;
-        let judge = Rc::new(RefCell::new(Judge {
-            goal: *self,
-            judged: 0,
-            kept: 0,
-            late_first: 0,
-            late_rest: 0,
-            last: Instant::ZERO,
-            now: Instant::ZERO,
-        }));
-        let mut world = World::new(setup);
-        world.observe(Box::new(Rc::clone(&judge)));
-        world.begin();
-        let mut is_cut = false;
-        while world.turn() {
-            if judge.borrow().is_lost() {
-                is_cut = true;
-                break;
-            }
+        let outcome = World::new(setup).run();
+        let mut trial = Trial { factor, usage: Usage::of(&outcome, &modes), ..Trial::default() };
+        for record in outcome.requests.iter().filter(|record| record.arrival >= self.warm_until()) {
+            trial.judged += 1;
+            *match self.judge(record) {
+                Promise::Kept => &mut trial.kept,
+                Promise::LateFirst => &mut trial.late_first,
+                Promise::LateRest => &mut trial.late_rest,
+            } += 1;
         }
-        let outcome = world.finish();
-        drop(world);
-        let Judge { judged, kept, late_first, late_rest, last, .. } = *judge.borrow();
         // A trace may be over before the span is.
+        let last = outcome.requests.last().map_or(end, |record| record.arrival);
         let end = if last.0 < end.0 / 10 * 9 { last } else { end };
-        let seconds = end.0.saturating_sub(self.warm_until().0).max(1) as f64 / 1e9;
-        let usage = Usage::of(&outcome, &modes);
-        Trial { factor, judged, rate: judged as f64 / seconds, kept, late_first, late_rest, usage, is_cut }
+        trial.rate = trial.judged as f64 / (end.0.saturating_sub(self.warm_until().0).max(1) as f64 / 1e9);
+        trial
     }
+
+    fn judge(&self, record: &Record) -> Promise {
+        let is_within = |ns: Option<u64>, limit: Duration| ns.is_none_or(|ns| ns <= nanos(limit));
+        if !record.is_complete() || !is_within(record.ttft_ns(), self.ttft) {
+            Promise::LateFirst
+        } else if is_within(record.tpot_ns(), self.tpot) {
+            Promise::Kept
+        } else {
+            Promise::LateRest
+        }
+    }
+}
+
+/// What became of a request's promises.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Promise {
+    Kept,
+    /// The first token was late, or the answer never complete.
+    LateFirst,
+    LateRest,
 }
 
 /// Requests up to an instant.
@@ -145,50 +147,6 @@ impl Source for Window {
     }
     fn total(&self) -> u64 {
         self.inner.total()
-    }
-}
-
-/// Counts promises.
-#[derive(Debug)]
-struct Judge {
-    goal: Goal,
-    judged: u64,
-    kept: u64,
-    late_first: u64,
-    late_rest: u64,
-    /// The last arrival.
-    last: Instant,
-    /// The last end.
-    now: Instant,
-}
-
-impl Judge {
-    /// All have arrived, and too many have been let down.
-    fn is_lost(&self) -> bool {
-        let lost = self.late_first + self.late_rest;
-        self.now > self.goal.end() && lost * 1000 > self.judged * (1000 - u64::from(self.goal.attain_per_mille))
-    }
-}
-
-impl Observer for Judge {
-    fn on_arrival(&mut self, now: Instant, _request: RequestId, _record: &Record) {
-        self.last = now;
-        self.judged += u64::from(now >= self.goal.warm_until());
-    }
-
-    fn on_end(&mut self, now: Instant, _request: RequestId, record: &Record) {
-        self.now = now;
-        if record.arrival < self.goal.warm_until() {
-            return;
-        }
-        let is_within = |ns: Option<u64>, limit: Duration| ns.is_none_or(|ns| ns <= nanos(limit));
-        if !record.is_complete() || !is_within(record.ttft_ns(), self.goal.ttft) {
-            self.late_first += 1;
-        } else if !is_within(record.tpot_ns(), self.goal.tpot) {
-            self.late_rest += 1;
-        } else {
-            self.kept += 1;
-        }
     }
 }
 
