@@ -9,9 +9,11 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use pd_core::time::Instant;
 use pd_sim::report;
-use pd_sim::scenario::{self, Case, Overrides};
+use pd_sim::scenario::{Case, Document, Overrides};
 use pd_sim::units;
 use pd_sim::world::World;
+
+use super::sweep::SweepArgs;
 
 #[derive(Debug, Args)]
 pub(crate) struct Sim {
@@ -33,6 +35,8 @@ pub(crate) struct Sim {
     /// Print one JSON object per run, a line each, instead of pages.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sweep: SweepArgs,
 }
 
 fn instant(text: &str) -> Result<Instant, String> {
@@ -46,14 +50,24 @@ impl Sim {
         let mut ran = 0;
         let mut broken_runs = 0;
         for file in &self.files {
-            let cases = match scenario::load(file, &overrides) {
-                Ok(cases) => cases,
-                Err(error) => {
-                    eprintln!("error: {error}");
-                    return ExitCode::from(2);
-                }
+            let read = Document::read(file, &overrides).and_then(|read| Ok((read.cases()?, read)));
+            let (mut cases, document) = match read {
+                Ok(read) => read,
+                Err(error) => return bad_input(&error),
             };
             let names: Vec<String> = cases.iter().map(|case| short(&case.name).to_owned()).collect();
+            // A sweep or a map is the file itself, many times.
+            if self.variant.is_none() && (document.sweep().is_some() || document.append_map().is_some()) {
+                cases.remove(0);
+                ran += 1;
+                match self.sweep.run(&document, self.json) {
+                    Ok(is_good) => broken_runs += u32::from(!is_good),
+                    Err(error) => return bad_input(&error),
+                }
+            } else if let Some(flag) = self.sweep.first() {
+                let problem = format!("{flag} is for files with a [sweep]; {} has none to run", file.display());
+                return bad_input(&problem);
+            }
             for case in cases {
                 if self.variant.as_deref().is_some_and(|wanted| wanted != short(&case.name)) {
                     continue;
@@ -79,6 +93,12 @@ impl Sim {
     }
 }
 
+/// Tells what is wrong with the input.
+pub(super) fn bad_input(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(2)
+}
+
 /// The part of a case's name behind the file's.
 fn short(name: &str) -> &str {
     name.split_once('/').map_or("base", |(_, variant)| variant)
@@ -100,6 +120,11 @@ fn run_case(case: Case, sim: &Sim) -> bool {
     } else {
         report::page(&case.name, &case.about, &outcome, &values, &broken)
     };
+    print(&text) && broken.is_empty() && outcome.violations.is_empty()
+}
+
+/// Writes a report; false, with a message, if that is not possible.
+pub(super) fn print(text: &str) -> bool {
     let mut out = std::io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         // A reader that has gone (`| head`) is no reason to fail.
@@ -107,17 +132,21 @@ fn run_case(case: Case, sim: &Sim) -> bool {
             eprintln!("error: the report cannot be written: {error}");
             false
         }
-        Ok(()) | Err(_) => broken.is_empty() && outcome.violations.is_empty(),
+        Ok(()) | Err(_) => true,
     }
 }
 
-/// A bar for runs that take a while; nothing where nobody looks.
 fn progress(name: &str) -> ProgressBar {
+    bar(name, "{prefix} [{bar:30}] {pos}/{len} requests, {msg} ({elapsed})")
+}
+
+/// A bar for runs that take a while; nothing where nobody looks.
+pub(super) fn bar(name: &str, template: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(0).with_message("");
-    if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} requests, {msg} ({elapsed})") {
+    if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }
     bar.set_prefix(name.to_owned());

@@ -4,6 +4,7 @@ mod oracles;
 mod papers;
 mod replay;
 mod scenarios;
+mod sweeps;
 mod tidy;
 
 use std::path::{Path, PathBuf};

@@ -50,7 +50,8 @@ fn span(milliseconds: u64) -> Span {
 
 fn worker(id: u32, mode: Mode) -> WorkerSetup {
     let rate = std::num::NonZeroU64::new(1_000_000_000).expect("a rate");
-    let cost = LinkCost { request_ns: 0, descriptor_ps: 0, bytes_per_second: rate, latency_ns: 0 };
+    let cost =
+        LinkCost { request_ns: 0, descriptor_ps: 0, bytes_per_second: rate, latency_ns: 0, descriptors_ahead: 0 };
     let link = |side: &str| vec![LinkSetup { name: format!("w{id}.nic.{side}"), bytes_per_second: 1_000_000_000 }];
     let path = PathSetup { links: Vec::new(), cost };
     let wire = WireSetup { out: link("out"), into: link("in"), cost };

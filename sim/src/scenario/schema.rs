@@ -7,8 +7,10 @@ use pd_core::evict::Policy as Eviction;
 use pd_core::router::Policy as RoutePolicy;
 use serde::{Deserialize, Serialize};
 
+use crate::append_map::MapConfig;
 use crate::fault::Action;
 use crate::load::LoadConfig;
+use crate::sweep::SweepConfig;
 use crate::units::{Bytes, BytesPerSecond, Count, Span};
 
 /// A whole file.
@@ -46,6 +48,25 @@ pub struct File {
     /// The same again with changes.
     #[serde(default)]
     pub variant: Vec<Variant>,
+    /// The same again, many times, and compared.
+    pub sweep: Option<SweepConfig>,
+    /// Which side should compute appends, cell by cell.
+    pub append_map: Option<MapConfig>,
+}
+
+impl File {
+    /// Reads a text that is no file.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn from_text(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| error.message().to_owned())
+    }
+
+    /// Reads a table.
+    pub(super) fn deserialize_table(table: &toml::Table) -> Result<Self, toml::de::Error> {
+        table.clone().try_into()
+    }
 }
 
 const fn one() -> u64 {
