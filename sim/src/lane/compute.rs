@@ -57,6 +57,13 @@ pub(super) enum State {
     Timed,
 }
 
+impl Pass {
+    /// When the device began with it, if it has.
+    pub(super) fn began(&self, now: Instant) -> Option<Instant> {
+        (self.state != State::Waiting && self.gpu_start <= now).then_some(self.gpu_start)
+    }
+}
+
 impl Lanes {
     pub(super) fn new_pass(&mut self, now: Instant, batch: Box<Batch>) -> Pass {
         let (gpu_ns, cpu_ns) = self.price(&batch);

@@ -12,6 +12,7 @@ use crate::disk::{Disk, JobId};
 use crate::heap::Heap;
 use crate::link::{FlowId, FlowSpec, LinkId, Links, Path};
 use crate::memory::Memory;
+use crate::observe::Activity;
 use crate::setup::Answer;
 use crate::store::Store;
 
@@ -36,6 +37,8 @@ pub struct Fabric {
     pub(crate) has_disk_jobs: bool,
     pub(crate) answer: Answer,
     pub(crate) wires: Vec<WireEnd>,
+    /// What has ended since the world last looked, if somebody watches.
+    pub(crate) activities: Option<Vec<Activity>>,
     flows: BTreeMap<FlowId, Place>,
 }
 
@@ -186,6 +189,7 @@ impl Fabric {
             has_disk_jobs: false,
             answer,
             wires: Vec::new(),
+            activities: None,
             flows: BTreeMap::new(),
         }
     }

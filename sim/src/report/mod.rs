@@ -1,7 +1,9 @@
 //! What a run has shown, twice: flat values by name (for gates and `--json`) and a page that a person can read.
 
+pub mod cdf;
 mod limits;
 mod page;
+pub mod series;
 
 use pd_core::event::Served;
 use pd_core::metrics::Metrics;

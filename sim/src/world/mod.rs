@@ -19,6 +19,7 @@ mod life;
 mod shell;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use pd_core::config::TransferBackend;
 use pd_core::event::Event;
@@ -162,6 +163,8 @@ impl<M: Serve> WorldOf<M> {
 
     /// Adds an observer. Those that are added before the run begins see all of it.
     pub fn observe(&mut self, observer: Box<dyn Observer>) {
+        self.fabric.activities.get_or_insert_default();
+        self.fabric.links.watch();
         self.observers.push(observer);
     }
 
@@ -343,6 +346,9 @@ impl<M: Serve> WorldOf<M> {
     #[inline]
     fn drain(&mut self, node: u32) {
         while let Some((op, outcome)) = self.nodes[node as usize].lanes.finished() {
+            if !self.observers.is_empty() {
+                self.tell_activities();
+            }
             self.step(node, Input::Done { op, outcome });
         }
         self.arm_tick(node);
@@ -361,6 +367,10 @@ impl<M: Serve> WorldOf<M> {
             pump.step(now, input);
             for observer in &mut self.observers {
                 observer.on_worker(now, index, &told, pump.outputs());
+            }
+            let gauge = pump.machine.gauge();
+            for observer in &mut self.observers {
+                observer.on_gauge(now, index, &gauge);
             }
         }
         let mut forwards = 0;
@@ -464,6 +474,9 @@ impl<M: Serve> WorldOf<M> {
     fn advance_links(&mut self) {
         let mut done = std::mem::take(&mut self.flows_done);
         self.fabric.links.advance(self.now, &mut done);
+        if !self.observers.is_empty() {
+            self.tell_links();
+        }
         for flow in done.drain(..) {
             let Some(place) = self.fabric.flow_ended(flow) else { continue };
             self.land_before(place.node);
