@@ -26,6 +26,8 @@ pub struct Activity {
     pub op: OpId,
     /// The lane.
     pub lane: LaneKind,
+    /// Bytes of one page in this life of the worker.
+    pub page_bytes: u64,
     /// When the device began with it: the GPU, the copy engine, the disk, the wire. None if it never came to that.
     pub began: Option<Instant>,
     /// When it ended.

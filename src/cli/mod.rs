@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod outputs;
 mod sim;
 
 use std::process::ExitCode;

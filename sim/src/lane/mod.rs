@@ -369,7 +369,15 @@ impl Lanes {
             Work::Over { .. } => return,
         };
         let op = OpId { epoch: self.epoch, seq: self.base + index as u64 };
-        activities.push(Activity { worker: self.spec.node, op, lane, began, ended: now, ending });
+        activities.push(Activity {
+            worker: self.spec.node,
+            op,
+            lane,
+            page_bytes: self.spec.page_bytes,
+            began,
+            ended: now,
+            ending,
+        });
     }
 
     fn fail(&mut self, now: Instant, seq: u64, fault: Fault, fabric: &mut Fabric) {

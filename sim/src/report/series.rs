@@ -55,6 +55,15 @@ pub struct Sample {
     pub last: u64,
 }
 
+/// A series that has been recorded.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Series {
+    /// All samples begin at multiples of this; 1 if every change is a sample of its own.
+    pub width_ns: u64,
+    /// In the order of time.
+    pub samples: Vec<Sample>,
+}
+
 impl Level {
     /// 0 from the start of the run on, in at most `limit` buckets.
     ///
@@ -89,12 +98,12 @@ impl Level {
         self.buckets.iter().map(|bucket| bucket.max).max().unwrap_or(0)
     }
 
-    /// The samples up to `end`, coarsened until there are at most `limit`.
+    /// The series up to `end`, coarsened until it has at most `limit` samples.
     ///
     /// # Panics
     /// If `limit` is below 2.
     #[must_use]
-    pub fn samples(&self, end: Instant, limit: usize) -> Vec<Sample> {
+    pub fn series(&self, end: Instant, limit: usize) -> Series {
         assert!(limit >= 2, "a series needs room for two buckets");
         let mut level = self.clone();
         level.limit = limit;
@@ -118,7 +127,7 @@ impl Level {
                 last: bucket.last,
             }
         });
-        samples.collect()
+        Series { width_ns: level.width_ns(), samples: samples.collect() }
     }
 
     /// Books the present value until `now` and opens the bucket of `now`.

@@ -29,7 +29,7 @@ fn values(samples: &[Sample]) -> Vec<(u64, u64)> {
 fn few_changes_are_kept_exactly() {
     let level = record(&[(10, 5), (20, 7), (1_000_000_000_000, 0)], 16);
     assert_eq!(level.width_ns(), 1);
-    let samples = level.samples(Instant(2_000_000_000_000), 16);
+    let samples = level.series(Instant(2_000_000_000_000), 16).samples;
     assert_eq!(values(&samples)[..4], [(0, 0), (10, 5), (20, 7), (1_000_000_000_000, 0)]);
 }
 
@@ -37,14 +37,14 @@ fn few_changes_are_kept_exactly() {
 fn a_value_that_is_replaced_at_the_same_instant_was_never_there() {
     let level = record(&[(10, 5), (10, 900), (10, 6), (20, 0)], 16);
     assert_eq!(level.max(), 6);
-    assert!(level.samples(Instant(30), 16).iter().all(|sample| sample.max <= 6));
+    assert!(level.series(Instant(30), 16).samples.iter().all(|sample| sample.max <= 6));
 }
 
 #[test]
 fn a_spike_survives_coarsening_as_the_maximum() {
     let mut changes: Vec<(u64, u64)> = (0..1000).map(|step| (step * 1000, 10 + step % 2)).collect();
     changes.insert(501, (500_500, 77));
-    let samples = record(&changes, 8).samples(Instant(1_000_000), 8);
+    let samples = record(&changes, 8).series(Instant(1_000_000), 8).samples;
     assert!(samples.len() <= 8);
     assert_eq!(samples.iter().map(|sample| sample.max).max(), Some(77));
     assert!(samples.iter().all(|sample| sample.min <= sample.max));
@@ -70,7 +70,7 @@ proptest! {
         let end = at + later;
         let naive = Naive(changes.clone());
         let level = record(&changes, limit);
-        let samples = level.samples(Instant(end), limit);
+        let samples = level.series(Instant(end), limit).samples;
         prop_assert!(samples.len() <= limit);
         let mut covered = 0;
         for (index, sample) in samples.iter().enumerate() {
