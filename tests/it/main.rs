@@ -2,6 +2,7 @@
 
 mod oracles;
 mod replay;
+mod reports;
 mod scenarios;
 mod tidy;
 

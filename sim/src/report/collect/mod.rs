@@ -40,7 +40,8 @@ pub struct Collector {
     pub links: BTreeMap<u32, LinkLevel>,
     /// What the script did and which workers came and went, in order.
     pub marks: Vec<Incident>,
-    moves: BinaryHeap<Reverse<(u64, u64, Bar)>>,
+    /// By kind: the longest ones.
+    moves: BTreeMap<&'static str, BinaryHeap<Reverse<(u64, u64, Bar)>>>,
     moves_count: u64,
     started: BTreeMap<(u32, OpId), Started>,
     rooms: BTreeMap<Room, RequestId>,
@@ -87,7 +88,7 @@ impl Collector {
             workers: plan.workers.iter().map(|worker| WorkerLevels::new(worker, limit)).collect(),
             links: BTreeMap::new(),
             marks: Vec::new(),
-            moves: BinaryHeap::new(),
+            moves: BTreeMap::new(),
             moves_count: 0,
             started: BTreeMap::new(),
             rooms: BTreeMap::new(),
@@ -113,10 +114,10 @@ impl Collector {
         self
     }
 
-    /// The longest moves of pages in order of their beginning, and how many there were in all.
+    /// The longest moves of pages of each kind in order of their beginning, and how many there were in all.
     #[must_use]
     pub fn moves(&self) -> (Vec<Deed>, u64) {
-        let mut moves: Vec<Deed> = self.moves.iter().map(|Reverse((_, _, bar))| bar.0).collect();
+        let mut moves: Vec<Deed> = self.moves.values().flatten().map(|Reverse((_, _, bar))| bar.0).collect();
         moves.sort_by_key(|deed| (deed.began, deed.ended, deed.worker, deed.op));
         (moves, self.moves_count)
     }
@@ -228,9 +229,10 @@ impl Collector {
 
     fn keep_move(&mut self, deed: Deed, began: Instant) {
         self.moves_count += 1;
-        self.moves.push(Reverse((deed.ended.ns_since(began), u64::MAX - self.moves_count, Bar(deed))));
-        if self.moves.len() > MOVES_MAX {
-            self.moves.pop();
+        let moves = self.moves.entry(deed.what.name()).or_default();
+        moves.push(Reverse((deed.ended.ns_since(began), u64::MAX - self.moves_count, Bar(deed))));
+        if moves.len() > MOVES_MAX {
+            moves.pop();
         }
     }
 
@@ -376,8 +378,8 @@ pub struct WriteError {
     pub error: std::io::Error,
 }
 
-/// Most moves of pages that are drawn: the longest ones.
-pub const MOVES_MAX: usize = 4000;
+/// Most moves of pages of one kind that are drawn: the longest ones.
+pub const MOVES_MAX: usize = 1000;
 /// Most incidents that are kept.
 const MARKS_MAX: usize = 2000;
 /// Samples of one kind of series, over all workers.

@@ -61,31 +61,35 @@ fn latencies(outcome: &Outcome) -> Vec<Value> {
     latency_rows(outcome).into_iter().filter_map(row).collect()
 }
 
-/// How busy each resource was while requests were served, the busiest first: (percent, what, in words).
+/// How busy each resource was while requests were served: by kind, in words, the busiest first.
 fn utilisation(collector: &Collector, outcome: &Outcome) -> Vec<Value> {
     let total = served_ns(outcome);
     let percent = |busy_ns: u64| (100.0 * busy_ns as f64 / total).min(100.0);
-    let mut all: Vec<(f64, String, &str)> = Vec::new();
-    for (index, worker) in outcome.workers.iter().enumerate() {
-        all.push((percent(worker.lanes.forward_busy_ns), format!("GPU of worker {index}"), "time with a forward"));
-    }
-    for (name, used) in &outcome.links {
-        all.push((busy_percent(outcome, used), format!("link {name}"), "of the bytes it could carry"));
-    }
-    for store in &outcome.stores {
-        let busy = percent(store.disk.read.busy_ns.max(store.disk.write.busy_ns));
-        all.push((busy, format!("disk of {}", store.name), "time with a transfer"));
-    }
-    for (index, levels) in collector.workers.iter().enumerate() {
-        if levels.device_total > 0 {
-            let peak = 100.0 * levels.device_pinned.max() as f64 / f64::from(levels.device_total);
-            all.push((peak, format!("L1 of worker {index}"), "of its pages in use at the peak"));
-        }
-    }
-    all.retain(|(share, _, _)| *share >= 0.05);
-    all.sort_by(|a, b| b.0.total_cmp(&a.0));
-    all.truncate(UTILISATION_MAX);
-    all.into_iter().map(|(share, what, how)| json!([round(share), what, how])).collect()
+    let gpus = (0..).zip(&outcome.workers);
+    let gpus = gpus.map(|(index, worker)| (percent(worker.lanes.forward_busy_ns), format!("GPU of worker {index}")));
+    let links = outcome.links.iter().map(|(name, used)| (busy_percent(outcome, used), format!("link {name}")));
+    let disks = outcome.stores.iter().map(|store| {
+        let busy_ns = store.disk.read.busy_ns.max(store.disk.write.busy_ns);
+        (percent(busy_ns), format!("disk of {}", store.name))
+    });
+    let memory = (0..).zip(&collector.workers).map(|(index, levels)| {
+        let share = 100.0 * levels.device_pinned.max() as f64 / f64::from(levels.device_total).max(1.0);
+        (share, format!("L1 of worker {index}"))
+    });
+    let kinds: [(&str, Vec<(f64, String)>); 4] = [
+        ("devices: time with a forward", gpus.collect()),
+        ("links: bytes, of those that they could carry", links.collect()),
+        ("disks: time with a transfer", disks.collect()),
+        ("memory: pages in use at the peak", memory.collect()),
+    ];
+    let kinds = kinds.into_iter().filter_map(|(how, mut all)| {
+        all.retain(|(share, _)| *share >= 0.05);
+        all.sort_by(|a, b| b.0.total_cmp(&a.0));
+        all.truncate(UTILISATION_MAX);
+        let rows: Vec<Value> = all.into_iter().map(|(share, what)| json!([round(share), what])).collect();
+        (!rows.is_empty()).then(|| json!([how, rows]))
+    });
+    kinds.collect()
 }
 
 fn curves(outcome: &Outcome) -> Vec<Value> {
@@ -287,5 +291,5 @@ const BINS: usize = 120;
 const REQUESTS_WORST: usize = 200;
 /// Most of the others.
 const REQUESTS_SAMPLED: usize = 300;
-/// Resources listed by use.
-const UTILISATION_MAX: usize = 40;
+/// Resources of a kind that are listed.
+const UTILISATION_MAX: usize = 20;

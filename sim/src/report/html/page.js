@@ -2,7 +2,9 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const main = document.getElementById("main");
-view.end = view.to = Math.max(data.end, 1e-9);
+// What a run lingers after its last answer and its last move of pages is not worth looking at.
+const lasts = [data.served, ...data.moves.rows.map((row) => row[3] + row[4]), ...data.marks.map((mark) => mark[0])];
+view.end = view.to = Math.min(Math.max(data.end, 1e-9), Math.max(...lasts) * 1.02);
 const overTime = () => [view.from, view.to];
 const zoomTo = (from, to) => (from === null ? setView(0, view.end) : setView(from, to));
 const timeTick = (tick, range) => (range < 0.01 ? `${trim(tick * 1e3, 8)} ms` : `${trim(tick, 8)} s`);
@@ -31,7 +33,7 @@ new ResizeObserver(drawAll).observe(main);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 
 function header() {
-  main.append(el("h1", {}, data.name), el("p", { class: "about" }, data.about));
+  main.append(el("h1", {}, data.name), el("p", { class: "about" }, data.about.replace(/\s+/g, " ")));
   const broken = data.gates.filter(([, found]) => found !== null);
   const isGood = broken.length === 0 && data.violations === 0;
   const count = data.gates.length;
@@ -51,20 +53,18 @@ function header() {
     ? table(["", "count", "mean", "P50", "P90", "P99", "max"], data.latencies.map(([name, n, ...values]) =>
       [name, short(n), ...values.map((value) => value.toFixed(2))]))
     : empty("No request got its whole answer, so there are no latencies."));
-  const right = el("div", {}, el("h3", {}, "How busy each resource was"));
-  const rows = data.utilisation.map(([share, what, how]) => {
-    const bar = el("span", { class: "bar" });
-    bar.style.width = `${Math.max(share, 0.5)}%`;
-    return [el("span", { title: how }, what), `${share.toFixed(1)} %`, bar, how];
-  });
-  const busy = (part) => {
-    const made = table(["resource", "use", "", "of what"], part, 4);
-    made.querySelectorAll("td:nth-child(3)").forEach((cell) => (cell.style.width = "26%"));
-    made.querySelectorAll("td:nth-child(4)").forEach((cell) => cell.classList.add("soft"));
-    return made;
-  };
-  right.append(rows.length ? busy(rows.slice(0, 12)) : empty("Nothing was busy for a measurable part of the run."));
-  if (rows.length > 12) right.append(el("details", {}, el("summary", {}, `${rows.length - 12} more`), busy(rows.slice(12))));
+  const right = el("div", {}, el("h3", {}, "How busy each resource was while requests were served"));
+  if (!data.utilisation.length) right.append(empty("Nothing was busy for a measurable part of the run."));
+  for (const [how, list] of data.utilisation) {
+    const row = ([share, what]) => {
+      const bar = el("span", { class: "bar" });
+      bar.style.width = `${Math.max(share, 0.5)}%`;
+      return el("tr", {}, el("td", {}, what), el("td", { class: "n" }, `${share.toFixed(1)} %`), el("td", { class: "meter" }, bar));
+    };
+    const rows = (list) => el("table", { class: "use" }, el("tbody", {}, ...list.map(row)));
+    right.append(el("div", { class: "soft" }, how), rows(list.slice(0, 4)));
+    if (list.length > 4) right.append(el("details", {}, el("summary", {}, `${list.length - 4} more`), rows(list.slice(4))));
+  }
   main.append(el("div", { class: "columns" }, left, right));
   if (data.marks.length) {
     main.append(el("h3", {}, "What happened to the deployment (dashed lines in the charts)"));
@@ -78,8 +78,9 @@ function header() {
 }
 
 function limiting() {
-  const busiest = data.utilisation.find(([, , how]) => !how.includes("peak"));
-  const memory = data.utilisation.find(([share, , how]) => how.includes("peak") && share >= 95);
+  const devices = data.utilisation.filter(([how]) => !how.startsWith("memory")).map(([, list]) => list[0]);
+  const busiest = devices.sort((a, b) => b[0] - a[0])[0];
+  const memory = data.utilisation.find(([how, list]) => how.startsWith("memory") && list[0][0] >= 95)?.[1][0];
   const full = memory ? ` ${memory[1]} was in use to ${memory[0].toFixed(0)} % at its peak: memory may have held requests back.` : "";
   if (!busiest) return `No device was busy for a measurable part of the run.${full}`;
   const [share, what] = busiest;
@@ -100,6 +101,9 @@ function distributions() {
         : `Only one sample: ${span(curve.x[0] / 1e3)}.`));
       continue;
     }
+    const [p50, p90, p99] = curve.marks.map((mark) => span(mark / 1e3));
+    box.append(el("div", { class: "legend" }, el("span", {}, dot(), `P50 ${p50}`), el("span", {}, dot(), `P90 ${p90}`), el("span", {}, dot(), `P99 ${p99}`),
+      el("span", {}, `of ${short(curve.count)} ${curve.name === "ITL" ? "gaps" : "requests"}`)));
     let [low, high] = [curve.x[0], curve.x[curve.x.length - 1]];
     const log = low > 0 && high / low > 30;
     if (high === low) [low, high] = [low * 0.9, high * 1.1 || 1];
@@ -119,19 +123,19 @@ function distributions() {
           c.lineTo(p.x(value), p.y(curve.y[at]));
         });
         c.stroke();
-        [["P50", 50], ["P90", 90], ["P99", 99]].forEach(([name, share], at) => {
-          const value = curve.marks[at];
-          const [x, y] = [p.x(value), p.y(share)];
-          c.fillStyle = css("--mark");
+        [50, 90, 99].forEach((share, at) => {
+          const [x, y] = [p.x(curve.marks[at]), p.y(share)];
+          c.fillStyle = c.strokeStyle = css("--mark");
+          c.lineWidth = 1;
+          c.setLineDash([2, 3]);
+          c.beginPath();
+          c.moveTo(x, y);
+          c.lineTo(x, p.y(0));
+          c.stroke();
+          c.setLineDash([]);
           c.beginPath();
           c.arc(x, y, 3.5, 0, 7);
           c.fill();
-          const text = `${name} ${span(value / 1e3)}`;
-          const width = c.measureText(text).width;
-          c.fillStyle = css("--text");
-          c.textBaseline = "middle";
-          // Left of the curve while it rises, except where there is no room.
-          c.fillText(text, x - width - 8 > p.left ? x - width - 8 : x + 9, share === 99 ? y + 3 : share === 90 ? y + 8 : y);
         });
       },
       hover(p, x) {
@@ -142,12 +146,35 @@ function distributions() {
   }
 }
 
+function dot() {
+  const dot = el("i");
+  dot.style.cssText = "background: var(--mark); border-radius: 50%; width: 8px; height: 8px; vertical-align: 0";
+  return dot;
+}
+
+// Stretches of time in which requests were served, where long idle times separate them.
+function busyTimes() {
+  const idle = view.end * 0.04;
+  const spans = data.requests.rows.map(([, arrival, phases]) => [arrival, arrival + (phases.length ? phases[phases.length - 1] : 0)]);
+  spans.sort((a, b) => a[0] - b[0]);
+  const merged = [];
+  for (const [from, to] of spans) {
+    const last = merged[merged.length - 1];
+    if (last && from <= last[1] + idle) last[1] = Math.max(last[1], to);
+    else merged.push([from, to]);
+  }
+  const pad = ([from, to]) => [from - (to - from) * 0.06, to + (to - from) * 0.25, from];
+  return merged.length > 1 && merged.length <= 8 ? merged.map(pad) : [];
+}
+
 function zoomBar() {
   const text = el("span", { class: "soft" });
   const bar = el("div", { class: "zoom" }, el("b", {}, "Time"), text,
     el("button", { onclick: () => zoomTo(null) }, "whole run"),
     el("button", { onclick: () => zoom(0.5) }, "zoom in"), el("button", { onclick: () => zoom(2) }, "zoom out"),
     el("button", { onclick: () => pan(-0.5) }, "◀"), el("button", { onclick: () => pan(0.5) }, "▶"),
+    ...busyTimes().map(([from, to, begin]) =>
+      el("button", { onclick: () => zoomTo(from, to), title: "requests are served here" }, `requests at ${span(begin)}`)),
     el("span", { class: "soft" }, "Drag over any chart of time to zoom all of them; double-click for the whole run."));
   main.append(bar);
   const zoom = (factor) => {
@@ -169,7 +196,7 @@ function gantt() {
   const parts = [];
   if (count > worst) {
     parts.push(`Of ${count} requests, the ${worst} slowest to their first token are here`);
-    parts.push(step > 1 ? `and every ${step}th of the other ${rest}.` : `and the other ${rest}.`);
+    parts.push(step > 1 ? `and one in ${step} of the other ${rest}.` : `and the other ${rest}.`);
   }
   section("Requests", `Where the time of each request went, from its arrival to its last token. ${parts.join(" ")}`);
   if (!rows.length) return void main.append(empty("No request arrived in this run."));
@@ -199,7 +226,7 @@ function gantt() {
     return zoomed ?? [0, Math.max(...rows.map(ends), 1e-9) * 1.02];
   };
   const plot = new Plot(box, {
-    height: visible - 2, left: 76, range, unitX: timeTick, aria: "phases of requests over time",
+    height: visible - 2, left: 98, range, unitX: timeTick, aria: "phases of requests over time",
     select(from, to) {
       if (axis.value === "run") return zoomTo(from, to);
       zoomed = from === null ? null : [from, to];
@@ -325,7 +352,7 @@ function cache() {
 }
 
 function workers() {
-  section("Workers", "Pages of each tier, requests and GPU over time. Lines are means, shades reach from the smallest to the largest value.");
+  section("Workers", "Pages of each tier, requests and GPU over time. Lines are means over their width, shades reach from the smallest to the largest value in it; dashed lines are pages that cannot be freed.");
   main.append(legend(["L1 used", "--c0", 1], ["L1 pinned", "--c3", 1], ["L2 used", "--c2", 1], ["L2 pinned", "--c5", 1],
     ["waiting", "--c1", 1], ["running", "--c4", 1], ["GPU busy", "--c8", 1]));
   const heads = ["", "pages in use, % of the tier", "requests", "GPU busy, %"];
@@ -348,7 +375,7 @@ function workers() {
       chart(tiers, {
         height, left: 44, y: () => [0, Math.min(105, high * 1.1)], unitY: (tick) => trim(tick, 3), aria: `pages of worker ${index}`,
         draw(p) {
-          for (const [name, series, pages, color] of parts) p.series(scaled(series, 100 / pages), css(color), name.endsWith("pinned"));
+          for (const [name, series, pages, color] of parts) p.series(scaled(series, 100 / pages), css(color), { dashed: name.endsWith("pinned"), band: true });
           p.marks(marks);
         },
         hover: (p, x) => [at(x), ...parts.map(([name, series, pages]) => {
@@ -362,8 +389,8 @@ function workers() {
       chart(queue, {
         height, left: 44, y: () => [0, high], aria: `requests at worker ${index}`,
         draw(p) {
-          p.series(waiting, css("--c1"));
-          p.series(running, css("--c4"));
+          p.series(running, css("--c4"), { band: true });
+          p.series(waiting, css("--c1"), { band: true });
           p.marks(marks);
         },
         hover: (p, x) => `${at(x)}\nwaiting: ${extent(...valueAt(waiting, x))}\nrunning: ${extent(...valueAt(running, x))}`,
@@ -407,7 +434,7 @@ function scaled(series, factor) {
 }
 
 function transfers() {
-  section("Transfers", "What each link carried over time, those that carried most first; then the moves of pages themselves.");
+  section("Transfers", "What each link carried over time (means over the width of a line; zoom in for bursts), those that carried most first; then the moves of pages themselves.");
   if (!data.links.length) main.append(empty("No link carried anything in this run."));
   const shown = data.links.slice(0, 12);
   const grid = el("div", { class: "grid" });
@@ -416,9 +443,9 @@ function transfers() {
     unpack(link.rate);
     const box = into.appendChild(el("div", {}, el("h3", {}, `${link.name}: ${trim(link.bytes, 4)} GB carried, ${trim(link.capacity, 4)} GB/s at most`)));
     const rate = scaled(link.rate, 1e-3);
-    const high = Math.max(peak(rate) * 1.12, link.capacity * 0.05);
+    const high = (p) => p.columns(rate).reduce((most, value) => Math.max(most, value?.[0] ?? 0), 0);
     chart(box, {
-      height: 100, y: () => [0, high], unitY: (tick) => `${trim(tick, 3)} GB/s`, left: 70, aria: `throughput of ${link.name}`,
+      height: 100, y: (p) => [0, (high(p) || link.capacity) * 1.12], unitY: (tick) => `${trim(tick, 3)} GB/s`, left: 70, aria: `throughput of ${link.name}`,
       draw(p) {
         p.series(rate, css("--c0"));
         p.marks(data.marks);
@@ -446,7 +473,7 @@ function moves() {
   if (!rows.length) return void main.append(empty("No page was copied, pushed, read from L3 or written to it."));
   const kinds = [["push", "--hand-off"], ["load back", "--c2"], ["backup", "--c5"], ["prefetch", "--prefetch"], ["persist", "--c6"]];
   const present = kinds.filter(([kind]) => rows.some(([other]) => other === kind));
-  if (count > rows.length) main.append(el("p", { class: "soft" }, `Of ${count} moves the ${rows.length} longest are here.`));
+  if (count > rows.length) main.append(el("p", { class: "soft" }, `Of ${count} moves the longest ${rows.length} are here, up to 1000 of each kind.`));
   main.append(legend(...present));
   const lanes = [];
   data.workers.forEach((_, worker) => present.forEach(([kind, color]) => {

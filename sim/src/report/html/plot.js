@@ -22,7 +22,7 @@ const trim = (value, digits) => {
   return text.includes(".") ? text.replace(/\.?0+$/, "") : text;
 };
 const short = (value) => {
-  const [unit, letter] = SI.find(([unit]) => Math.abs(value) >= unit * 10 || Math.abs(value) === unit) ?? [1, ""];
+  const [unit, letter] = SI.find(([unit]) => Math.abs(value) >= (unit === 1e3 ? 1e4 : unit)) ?? [1, ""];
   return trim(value / unit, 4) + (letter ? " " + letter : "");
 };
 const bytes = (value) => {
@@ -86,7 +86,7 @@ const setView = (from, to) => {
   view.listeners.forEach((listener) => listener());
 };
 
-// One chart. `options`: height, label (of the y axis), range() of x, y() -> [low, high] of y (none for rows that draw
+// One chart. `options`: height, label (of the y axis), range() of x, y(plot) -> [low, high] of y (none for rows that draw
 // themselves), log (x), draw(plot), hover(plot, x, y) -> text, select(from, to), unitX(tick, range), left.
 class Plot {
   constructor(parent, options) {
@@ -161,7 +161,7 @@ class Plot {
     c.font = '11px system-ui, "DejaVu Sans", sans-serif';
     c.lineWidth = 1;
     this.rangeX = options.range();
-    this.rangeY = options.y ? options.y() : [0, 1];
+    this.rangeY = options.y ? options.y(this) : [0, 1];
     this.grid();
     c.save();
     c.beginPath();
@@ -216,55 +216,82 @@ class Plot {
     }
   }
 
-  // A step function with the band between its extremes.
-  series(data, color, dashed = false) {
+  // The mean, the smallest and the largest value of a step function over columns of a few pixels; none where there is no
+  // value.
+  columns(data) {
+    const wide = COLUMN;
+    const columns = Math.ceil((this.width - this.left - this.right) / wide);
+    const [from, to] = this.rangeX;
+    const step = (to - from) / columns;
+    const [area, time] = [new Float64Array(columns), new Float64Array(columns)];
+    const [low, high] = [new Float64Array(columns).fill(Infinity), new Float64Array(columns).fill(-Infinity)];
+    const add = (begin, end, mean, least, most) => {
+      begin = Math.max(begin, from);
+      end = Math.min(end, to);
+      if (end <= begin) return;
+      const last = Math.min(columns - 1, Math.floor((end - from) / step));
+      for (let column = Math.floor((begin - from) / step); column <= last; column++) {
+        const length = Math.min(end, from + (column + 1) * step) - Math.max(begin, from + column * step);
+        if (length <= 0) continue;
+        area[column] += mean * length;
+        time[column] += length;
+        low[column] = Math.min(low[column], least);
+        high[column] = Math.max(high[column], most);
+      }
+    };
+    const { at, v, w, lo, hi, l } = data;
+    for (let index = Math.max(0, find(data, from)); index < at.length && at[index] <= to; index++) {
+      const next = index + 1 < at.length ? at[index + 1] : Infinity;
+      if (!hi) {
+        add(at[index], next, v[index], v[index], v[index]);
+        continue;
+      }
+      const until = Math.min(at[index] + w, next);
+      add(at[index], until, v[index], lo[index], hi[index]);
+      add(until, next, l[index], l[index], l[index]);
+    }
+    return Array.from(area, (sum, column) => (time[column] ? [sum / time[column], low[column], high[column]] : null));
+  }
+
+  // A step function as a line of means; with the band between its extremes if asked for. Zoomed in, it is exact.
+  series(data, color, { dashed = false, band = false } = {}) {
     if (!data) return;
     const { c } = this;
-    const [from, to] = this.rangeX;
-    const { at, v, w } = data;
-    let first = Math.max(0, find(data, from));
-    c.strokeStyle = color;
+    const columns = this.columns(data);
+    c.fillStyle = c.strokeStyle = color;
+    if (band) {
+      c.globalAlpha = 0.16;
+      columns.forEach((value, column) => {
+        if (!value) return;
+        const [bottom, top] = [this.y(value[1]), this.y(value[2])];
+        if (bottom > top + 0.5) c.fillRect(this.left + column * COLUMN, top, COLUMN, bottom - top);
+      });
+      c.globalAlpha = 1;
+    }
     c.lineWidth = 1.4;
     c.setLineDash(dashed ? [4, 3] : []);
     c.beginPath();
     let open = false;
-    const line = (x, value) => {
-      if (open) c.lineTo(x, this.y(value));
-      else c.moveTo(x, this.y(value));
+    columns.forEach((value, column) => {
+      if (!value) return;
+      const [x, y] = [this.left + column * COLUMN, this.y(value[0])];
+      if (open) c.lineTo(x, y);
+      else c.moveTo(x, y);
+      c.lineTo(x + COLUMN, y);
       open = true;
-    };
-    for (let index = first; index < at.length && at[index] <= to; index++) {
-      const next = index + 1 < at.length ? at[index + 1] : view.end;
-      const x = this.x(at[index]);
-      line(x, v[index]);
-      if (data.hi) {
-        const until = Math.min(at[index] + w, next);
-        line(this.x(until), v[index]);
-        if (next > until + w * 0.01) {
-          line(this.x(until), data.l[index]);
-          line(this.x(next), data.l[index]);
-        }
-      } else line(this.x(next), v[index]);
-    }
+    });
     c.stroke();
     c.setLineDash([]);
     c.lineWidth = 1;
-    if (!data.hi) return;
-    c.fillStyle = color;
-    c.globalAlpha = 0.22;
-    for (let index = first; index < at.length && at[index] <= to; index++) {
-      const x = this.x(at[index]);
-      const [low, high] = [this.y(data.lo[index]), this.y(data.hi[index])];
-      if (low > high) c.fillRect(x, high, Math.max(1, this.x(at[index] + w) - x), low - high);
-    }
-    c.globalAlpha = 1;
   }
 
   // What happened to the deployment, as numbered lines.
   marks(marks, numbered) {
     const { c } = this;
     let free = -Infinity;
-    marks.forEach(([at, , , scripted], index) => {
+    // The script last: what follows from it often happens at the same instant.
+    const order = marks.map((mark, index) => [...mark, index]).sort((a, b) => a[3] - b[3] || a[0] - b[0]);
+    order.forEach(([at, , , scripted, index]) => {
       if (at < this.rangeX[0] || at > this.rangeX[1]) return;
       const x = Math.round(this.x(at)) + 0.5;
       c.strokeStyle = scripted ? css("--mark") : css("--soft");
@@ -274,7 +301,7 @@ class Plot {
       c.lineTo(x, this.height - this.bottom);
       c.stroke();
       c.setLineDash([]);
-      if (numbered && x > free) {
+      if (numbered && (scripted || x > free)) {
         const text = String(index + 1);
         c.fillStyle = c.strokeStyle;
         c.textBaseline = "top";
@@ -284,6 +311,9 @@ class Plot {
     });
   }
 }
+
+// Pixels over which a series is averaged to be drawn.
+const COLUMN = 2;
 
 const all = [];
 const drawAll = () => all.forEach((plot) => plot.draw());
