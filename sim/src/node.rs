@@ -40,7 +40,6 @@ pub trait Serve: Machine<Input = Input, Output = Output> + Sized {
     fn coast(&mut self, steps: u32, tokens: &[Token]) {
         let _ = (steps, tokens);
     }
-
     /// How full and how busy it is, for observers.
     fn gauge(&self) -> Gauge {
         Gauge::default()

@@ -161,13 +161,6 @@ impl<M: Serve> WorldOf<M> {
         }
     }
 
-    /// Adds an observer. Those that are added before the run begins see all of it.
-    pub fn observe(&mut self, observer: Box<dyn Observer>) {
-        self.fabric.activities.get_or_insert_default();
-        self.fabric.links.watch();
-        self.observers.push(observer);
-    }
-
     /// Runs until all requests have ended (and for the time of lingering), or `until`.
     #[must_use]
     pub fn run(&mut self) -> Outcome {
@@ -346,9 +339,7 @@ impl<M: Serve> WorldOf<M> {
     #[inline]
     fn drain(&mut self, node: u32) {
         while let Some((op, outcome)) = self.nodes[node as usize].lanes.finished() {
-            if !self.observers.is_empty() {
-                self.tell_activities();
-            }
+            self.tell_activities();
             self.step(node, Input::Done { op, outcome });
         }
         self.arm_tick(node);
@@ -474,9 +465,7 @@ impl<M: Serve> WorldOf<M> {
     fn advance_links(&mut self) {
         let mut done = std::mem::take(&mut self.flows_done);
         self.fabric.links.advance(self.now, &mut done);
-        if !self.observers.is_empty() {
-            self.tell_links();
-        }
+        self.tell_links();
         for flow in done.drain(..) {
             let Some(place) = self.fabric.flow_ended(flow) else { continue };
             self.land_before(place.node);

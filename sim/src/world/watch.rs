@@ -1,11 +1,19 @@
-//! What lanes and links have to tell those who watch.
+//! Those who watch, and what lanes and links have to tell them. Without observers nothing is gathered.
 
 use super::WorldOf;
 use crate::node::Serve;
-use crate::observe::LinkRate;
+use crate::observe::{LinkRate, Observer};
 
 impl<M: Serve> WorldOf<M> {
+    /// Adds an observer. Those that are added before the run begins see all of it.
+    pub fn observe(&mut self, observer: Box<dyn Observer>) {
+        self.fabric.activities.get_or_insert_default();
+        self.fabric.links.watch();
+        self.observers.push(observer);
+    }
+
     /// Tells which commands have ended on their devices since this was last called.
+    #[inline]
     pub(super) fn tell_activities(&mut self) {
         let Some(activities) = &mut self.fabric.activities else { return };
         for activity in activities.drain(..) {

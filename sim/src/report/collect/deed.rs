@@ -97,9 +97,9 @@ impl What {
     pub fn of(command: &Command) -> Self {
         let count = |length: usize| length as u32;
         match command {
-            Command::Forward(runs) => {
+            Command::Forward(batch) => {
                 let (mut chunks, mut prefill_tokens, mut decode_tokens) = (0, 0, 0);
-                for run in runs {
+                for run in batch.runs() {
                     // As it is priced: a single token that yields the next one is a step of decode.
                     if run.count == 1 && run.sample {
                         decode_tokens += 1;
@@ -108,7 +108,7 @@ impl What {
                         prefill_tokens += run.count;
                     }
                 }
-                Self::Forward { sequences: count(runs.len()), chunks, prefill_tokens, decode_tokens }
+                Self::Forward { sequences: count(batch.runs().len()), chunks, prefill_tokens, decode_tokens }
             }
             Command::LoadBack(pages) => Self::LoadBack { pages: count(pages.len()) },
             Command::Backup(pages) => Self::Backup { pages: count(pages.len()) },

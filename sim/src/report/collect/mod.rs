@@ -41,7 +41,7 @@ pub struct Collector {
     /// What the script did and which workers came and went, in order.
     pub marks: Vec<Incident>,
     /// By kind: the longest ones.
-    moves: BTreeMap<&'static str, BinaryHeap<Reverse<(u64, u64, Bar)>>>,
+    moves: BTreeMap<&'static str, Longest>,
     moves_count: u64,
     started: BTreeMap<(u32, OpId), Started>,
     rooms: BTreeMap<Room, RequestId>,
@@ -51,6 +51,9 @@ pub struct Collector {
     perfetto: Option<Perfetto>,
     tables: Option<Tables>,
 }
+
+/// Moves with the shortest one on top: (length in ns, later ones first, the move).
+type Longest = BinaryHeap<Reverse<(u64, u64, Bar)>>;
 
 /// A command in flight.
 #[derive(Debug)]
@@ -190,7 +193,8 @@ impl Collector {
 
     fn started(&mut self, now: Instant, worker: u32, op: OpId, command: &Command) {
         let requests = match command {
-            Command::Forward(runs) => runs
+            Command::Forward(batch) => batch
+                .runs()
                 .iter()
                 .filter(|run| run.sample)
                 .map(|run| run.request)
