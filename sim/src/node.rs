@@ -17,6 +17,7 @@ use pd_core::worker::Worker;
 use crate::fault::{Clock, Speed};
 use crate::journal::{Journal, Watch};
 use crate::lane::{LaneSpec, LaneUse, Lanes};
+use crate::observe::Gauge;
 use crate::record::WorkerRecord;
 use crate::world::Coasting;
 
@@ -39,6 +40,10 @@ pub trait Serve: Machine<Input = Input, Output = Output> + Sized {
     /// See [`Worker::coast`].
     fn coast(&mut self, steps: u32, tokens: &[Token]) {
         let _ = (steps, tokens);
+    }
+    /// How full and how busy it is, for observers.
+    fn gauge(&self) -> Gauge {
+        Gauge::default()
     }
 }
 
@@ -68,6 +73,10 @@ impl Serve for Worker {
             waiting_tokens: load.waiting_tokens,
             running_tokens: load.running_tokens,
         }
+    }
+    fn gauge(&self) -> Gauge {
+        let (running, waiting) = self.counts();
+        Gauge { pages: self.kv().occupancy(), running, waiting }
     }
 }
 

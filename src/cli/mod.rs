@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod outputs;
 mod plan;
 mod sim;
 mod sweep;

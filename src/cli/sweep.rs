@@ -26,7 +26,7 @@ pub(crate) struct SweepArgs {
     threads: Option<NonZeroUsize>,
     /// Sweep: print a line of comma-separated values per run.
     #[arg(long, conflicts_with = "json")]
-    csv: bool,
+    csv_lines: bool,
     /// Sweep: most runs (points x seeds); 1000 if not given.
     #[arg(long, value_name = "N")]
     runs_max: Option<u64>,
@@ -41,7 +41,7 @@ impl SweepArgs {
         [
             (self.resume.is_some(), "--resume"),
             (self.threads.is_some(), "--threads"),
-            (self.csv, "--csv"),
+            (self.csv_lines, "--csv-lines"),
             (self.runs_max.is_some(), "--runs-max"),
         ]
         .into_iter()
@@ -54,8 +54,11 @@ impl SweepArgs {
         let threads = self.threads.unwrap_or_else(parallel::threads);
         let mut is_good = true;
         if let Some(config) = document.append_map() {
-            let flags =
-                [(self.resume.is_some(), "--resume"), (self.csv, "--csv"), (self.runs_max.is_some(), "--runs-max")];
+            let flags = [
+                (self.resume.is_some(), "--resume"),
+                (self.csv_lines, "--csv-lines"),
+                (self.runs_max.is_some(), "--runs-max"),
+            ];
             if let Some((_, flag)) = flags.iter().find(|(is_given, _)| *is_given && document.sweep().is_none()) {
                 return Err(Box::new(format!("{flag} is for a [sweep]; an [append_map] has no use for it")));
             }
@@ -83,12 +86,12 @@ impl SweepArgs {
             let total = done.sweep.points.len() * done.sweep.seeds.len();
             eprintln!("{}: {} of {total} runs were there", path.display(), done.resumed);
         }
-        let text = match (json, self.csv) {
+        let text = match (json, self.csv_lines) {
             (true, _) => sweep::json(&done),
             (false, true) => sweep::csv(&done),
             (false, false) => sweep::page(&done),
         };
-        if self.csv {
+        if self.csv_lines {
             for broken in done.broken() {
                 eprintln!("GATE BROKEN  {broken}");
             }

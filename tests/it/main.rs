@@ -3,6 +3,7 @@
 mod oracles;
 mod papers;
 mod replay;
+mod reports;
 mod scenarios;
 mod sweeps;
 mod tidy;

@@ -9,6 +9,7 @@
 //! ```
 
 mod lease;
+mod occupancy;
 mod served;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use crate::radix::PageId;
 use crate::time::Instant;
 
 pub use self::lease::Lease;
+pub use self::occupancy::Occupancy;
 use self::tiers::Tiers;
 
 /// Not enough device pages can be freed now.

@@ -266,12 +266,19 @@ impl Sched {
             let sequence = self.slots.at(slot);
             u64::from(sequence.prompt.length) + sequence.generated.len() as u64
         };
+        let (running, waiting) = self.counts();
         Load {
-            running: self.admitted,
-            waiting: self.waiting() + (self.queue.front_len() + self.sinks.front_len()) as u32,
+            running,
+            waiting,
             waiting_tokens: self.waiting_tokens,
             running_tokens: self.prefilling.iter().chain(&self.running).chain(&self.receiving).map(tokens).sum(),
         }
+    }
+
+    /// Requests that are admitted, and requests that are not: what [`Sched::load`] says, without looking at each.
+    #[must_use]
+    pub fn counts(&self) -> (u32, u32) {
+        (self.admitted, self.waiting() + (self.queue.front_len() + self.sinks.front_len()) as u32)
     }
 
     /// Requests that have not ended, those whose pages are still on their way back included.

@@ -99,6 +99,12 @@ impl Worker {
         self.sched.load()
     }
 
+    /// Requests that are admitted, and requests that are not.
+    #[must_use]
+    pub fn counts(&self) -> (u32, u32) {
+        self.sched.counts()
+    }
+
     /// What a live request waits for; `None` for one that is not live here.
     #[must_use]
     pub fn waiting_on(&self, request: RequestId) -> Option<Wait> {

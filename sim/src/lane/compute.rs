@@ -68,6 +68,13 @@ pub(super) enum State {
     Timed,
 }
 
+impl Pass {
+    /// When the device began with it, if it has.
+    pub(super) fn began(&self, now: Instant) -> Option<Instant> {
+        (self.state != State::Waiting && self.gpu_start <= now).then_some(self.gpu_start)
+    }
+}
+
 impl Lanes {
     /// The device stands still until then: what is on it is that much later.
     pub(crate) fn stall(&mut self, now: Instant, until: Instant, line: u32, fabric: &mut Fabric) {

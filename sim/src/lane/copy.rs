@@ -27,6 +27,7 @@ pub(super) struct Copies {
 #[derive(Debug)]
 pub(super) struct Copy {
     pages: Pages,
+    pub(super) begun: Option<Instant>,
     /// Bytes of the second flow.
     rest: u64,
     /// What the sources held at the start; empty unless contents are checked.
@@ -41,11 +42,11 @@ enum Pages {
 
 impl Copy {
     pub(super) const fn load_back(pages: Vec<(HostPage, GpuPage)>) -> Self {
-        Self { pages: Pages::In(pages), rest: 0, before: Vec::new() }
+        Self { pages: Pages::In(pages), begun: None, rest: 0, before: Vec::new() }
     }
 
     pub(super) const fn backup(pages: Vec<(GpuPage, HostPage)>) -> Self {
-        Self { pages: Pages::Out(pages), rest: 0, before: Vec::new() }
+        Self { pages: Pages::Out(pages), begun: None, rest: 0, before: Vec::new() }
     }
 
     pub(super) const fn is_load_back(&self) -> bool {
@@ -120,6 +121,7 @@ impl Lanes {
     fn begin_copy(&mut self, now: Instant, seq: u64, fabric: &mut Fabric) {
         let (node, layers, page_bytes) = (self.spec.node, self.spec.layers, self.spec.page_bytes);
         let copy = self.copy(seq);
+        copy.begun = Some(now);
         if let Some(memory) = &mut fabric.memory {
             copy.before = memory.copying(&copy.cells(node));
         }

@@ -14,6 +14,7 @@ use crate::fault::{Hits, StoreFaults};
 use crate::heap::Heap;
 use crate::link::{FlowId, FlowSpec, LinkId, Links, Path};
 use crate::memory::Memory;
+use crate::observe::Activity;
 use crate::setup::Answer;
 use crate::store::Store;
 
@@ -42,6 +43,8 @@ pub struct Fabric {
     pub(crate) hits: Hits,
     pub(crate) answer: Answer,
     pub(crate) wires: Vec<WireEnd>,
+    /// What has ended since the world last looked, if somebody watches.
+    pub(crate) activities: Option<Vec<Activity>>,
     flows: BTreeMap<FlowId, Place>,
 }
 
@@ -228,6 +231,7 @@ impl Fabric {
             hits: Hits::default(),
             answer,
             wires: Vec::new(),
+            activities: None,
             flows: BTreeMap::new(),
         }
     }

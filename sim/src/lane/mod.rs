@@ -41,6 +41,7 @@ pub(crate) use self::fabric::{Way, WireEnd};
 use self::storage::StorageJob;
 use self::wire::Pushing;
 use crate::link::Path;
+use crate::observe::{Activity, Ending};
 use crate::setup::StepCost;
 
 /// What the lanes of a worker have to know about it.
@@ -248,6 +249,9 @@ impl Lanes {
 
     /// The life is over: nothing of it happens any more.
     pub fn stop(&mut self, now: Instant, fabric: &mut Fabric) {
+        for index in 0..self.ring.len() {
+            self.tell(now, index, Ending::Cut, fabric);
+        }
         fabric.forget(now, self.spec.node);
     }
 
@@ -319,6 +323,14 @@ impl Lanes {
     fn finish(&mut self, now: Instant, seq: u64, outcome: Outcome, fabric: &mut Fabric) {
         let index = self.find(seq).expect("an operation ends once");
         let is_ok = !matches!(outcome, Outcome::Failed(_));
+        if fabric.activities.is_some() {
+            let ending = match outcome {
+                Outcome::Failed(_) => Ending::Failed,
+                Outcome::Partly(_) => Ending::Partly,
+                Outcome::Moved | Outcome::Sampled(_) | Outcome::Found(_) | Outcome::Scanned { .. } => Ending::Done,
+            };
+            self.tell(now, index, ending, fabric);
+        }
         let op = &mut self.ring[index];
         op.work = Work::Over { is_ok };
         let dependants = std::mem::take(&mut op.dependants);
@@ -344,6 +356,28 @@ impl Lanes {
             self.ring.pop_front();
             self.base += 1;
         }
+    }
+
+    /// Tells those who watch when an operation was on its device.
+    fn tell(&self, now: Instant, index: usize, ending: Ending, fabric: &mut Fabric) {
+        let Some(activities) = &mut fabric.activities else { return };
+        let (lane, began) = match &self.ring[index].work {
+            Work::Forward(pass) => (LaneKind::Compute, pass.began(now)),
+            Work::Copy(copy) => (if copy.is_load_back() { LaneKind::CopyIn } else { LaneKind::CopyOut }, copy.begun),
+            Work::Push(pushing) => (LaneKind::Wire, pushing.begun),
+            Work::Storage(job) => (LaneKind::Storage, job.begun),
+            Work::Over { .. } => return,
+        };
+        let op = OpId { epoch: self.epoch, seq: self.base + index as u64 };
+        activities.push(Activity {
+            worker: self.spec.node,
+            op,
+            lane,
+            page_bytes: self.spec.page_bytes,
+            began,
+            ended: now,
+            ending,
+        });
     }
 
     fn fail(&mut self, now: Instant, seq: u64, fault: Fault, fabric: &mut Fabric) {

@@ -18,6 +18,7 @@ use crate::store::StoreFault;
 pub(super) struct StorageJob {
     command: Command,
     stage: Stage,
+    pub(super) begun: Option<Instant>,
     failed: Vec<(u32, Fault)>,
     /// What the sources held at the start; empty unless contents are checked.
     before: Vec<Tag>,
@@ -34,7 +35,7 @@ enum Stage {
 
 impl StorageJob {
     pub(super) const fn new(command: Command) -> Self {
-        Self { command, stage: Stage::Waiting, failed: Vec::new(), before: Vec::new() }
+        Self { command, stage: Stage::Waiting, begun: None, failed: Vec::new(), before: Vec::new() }
     }
 }
 
@@ -142,6 +143,7 @@ impl Lanes {
         let (node, root, page_bytes, place) = (self.spec.node, self.spec.root, self.spec.page_bytes, self.place(seq));
         let job = self.job(seq);
         job.stage = Stage::Moving;
+        job.begun = Some(now);
         let depot = &mut fabric.depots[store];
         let latency = match &job.command {
             Command::Prefetch(objects) => {

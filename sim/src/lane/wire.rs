@@ -17,7 +17,7 @@ use crate::memory::{Cell, Tag};
 pub(super) struct Pushing {
     push: Push,
     issued: Instant,
-    begun: Option<Instant>,
+    pub(super) begun: Option<Instant>,
     /// A timer is set for the first layer.
     is_timed: bool,
     flow: Option<FlowId>,

@@ -6,7 +6,7 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 
 use super::{Hits, Latencies, REQUESTS_LISTED_MAX, milliseconds, totals, what_limits};
-use crate::record::{End, Outcome, Record};
+use crate::record::{Outcome, Record};
 use crate::scenario::expect::{Broken, Values};
 use crate::stats::Summary;
 
@@ -52,7 +52,6 @@ fn table(header: &[&str]) -> Table {
 }
 
 fn latencies(outcome: &Outcome) -> Table {
-    let latencies = Latencies::of(outcome);
     let mut table = table(&["ms", "mean", "p50", "p90", "p99", "max"]);
     let mut row = |name: &str, summary: Option<Summary>| {
         let Some(summary) = summary else { return };
@@ -66,12 +65,16 @@ fn latencies(outcome: &Outcome) -> Table {
             ms(summary.max as f64),
         ]);
     };
-    row("TTFT", latencies.ttft);
-    row("ITL", latencies.itl);
-    row("TPOT", latencies.tpot);
-    row("E2E", latencies.e2e);
-    row("queue", latencies.queue);
+    for (name, summary) in latency_rows(outcome) {
+        row(name, summary);
+    }
     table
+}
+
+/// Latencies by name, in the order of reports.
+pub(super) fn latency_rows(outcome: &Outcome) -> [(&'static str, Option<Summary>); 5] {
+    let Latencies { ttft, itl, tpot, e2e, queue } = Latencies::of(outcome);
+    [("TTFT", ttft), ("ITL", itl), ("TPOT", tpot), ("E2E", e2e), ("queue", queue)]
 }
 
 fn requests(outcome: &Outcome) -> Table {
@@ -94,24 +97,15 @@ fn requests(outcome: &Outcome) -> Table {
             part(|served| served.misses.iter().map(|miss| miss.tokens).sum()),
             record.ttft_ns().map_or_else(String::new, |ns| format!("{:.1}", milliseconds(ns as f64))),
             record.tokens.to_string(),
-            end(record),
+            super::end_name(record),
             reasons(record),
         ]);
     }
     table
 }
 
-fn end(record: &Record) -> String {
-    match record.end {
-        None => "unfinished".to_owned(),
-        Some(End::Finished(finish)) => super::word(&format!("{finish:?}")),
-        Some(End::Refused(refusal)) => super::word(&format!("{refusal:?}")),
-        Some(End::NotRouted(refusal)) => super::word(&format!("{refusal:?}")),
-        Some(End::RouterLost) => "router_lost".to_owned(),
-    }
-}
-
-fn reasons(record: &Record) -> String {
+/// Which tokens of a prompt no cache served, and why.
+pub(super) fn reasons(record: &Record) -> String {
     use pd_core::event::MissReason;
     let Some(served) = super::served(record) else { return String::new() };
     let texts: Vec<String> = served
@@ -130,7 +124,8 @@ fn reasons(record: &Record) -> String {
     texts.join(", ")
 }
 
-fn summary(outcome: &Outcome, values: &Values) -> Vec<(&'static str, String)> {
+/// Key figures: label and text.
+pub(super) fn summary(outcome: &Outcome, values: &Values) -> Vec<(&'static str, String)> {
     let value = |name: &str| values.get(name).copied().unwrap_or(0.0);
     let hits = Hits::of(outcome);
     let share = |tokens: u64| 100.0 * tokens as f64 / (hits.prompt as f64).max(1.0);

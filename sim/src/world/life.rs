@@ -49,6 +49,8 @@ impl<M: Serve> WorldOf<M> {
         node.lanes.stop(self.now, &mut self.fabric);
         node.tick_at = None;
         let (id, latency_ns) = (node.config.worker, node.latency_ns);
+        self.tell_activities();
+        self.tell_links();
         self.fabric.lives[index as usize] = None;
         self.clients.lose(index);
         for other in self.peers(index) {

@@ -20,6 +20,7 @@ mod mail;
 mod shell;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use pd_core::config::TransferBackend;
 use pd_core::event::Event;
@@ -158,11 +159,6 @@ impl<M: Serve> WorldOf<M> {
             jobs_done: Vec::new(),
             disks_next: None,
         }
-    }
-
-    /// Adds an observer. Those that are added before the run begins see all of it.
-    pub fn observe(&mut self, observer: Box<dyn Observer>) {
-        self.observers.push(observer);
     }
 
     /// Runs until all requests have ended (and for the time of lingering), or `until`.
@@ -356,6 +352,7 @@ impl<M: Serve> WorldOf<M> {
     #[inline]
     pub(crate) fn drain(&mut self, node: u32) {
         while let Some((op, outcome)) = self.nodes[node as usize].lanes.finished() {
+            self.tell_activities();
             self.step(node, Input::Done { op, outcome });
         }
         self.arm_tick(node);
@@ -377,6 +374,10 @@ impl<M: Serve> WorldOf<M> {
             pump.step(there, input);
             for observer in &mut self.observers {
                 observer.on_worker(now, index, &told, pump.outputs());
+            }
+            let gauge = pump.machine.gauge();
+            for observer in &mut self.observers {
+                observer.on_gauge(now, index, &gauge);
             }
         }
         let mut forwards = 0;
@@ -462,6 +463,7 @@ impl<M: Serve> WorldOf<M> {
     fn advance_links(&mut self) {
         let mut done = std::mem::take(&mut self.flows_done);
         self.fabric.links.advance(self.now, &mut done);
+        self.tell_links();
         for flow in done.drain(..) {
             let Some(place) = self.fabric.flow_ended(flow) else { continue };
             self.land_before(place.node);
