@@ -12,6 +12,7 @@ use crate::evict::Policy;
 use crate::id::{Epoch, PageKey, WorkerId};
 use crate::limits::{HANDOFF_RETRIES_MAX, PAGE_SIZE_MAX};
 use crate::message::Layout;
+use crate::mutant::Mutation;
 
 /// Which legs of requests a worker serves.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
@@ -131,6 +132,8 @@ pub struct KvConfig {
     pub fetch_by_cost: bool,
     /// Publish changes for routers.
     pub kv_events: bool,
+    /// A deliberate mistake, in tests of the checkers.
+    pub mutation: Mutation,
 }
 
 /// In which order waiting requests are admitted.
@@ -189,6 +192,8 @@ pub struct SchedConfig {
     pub bypass_max: u32,
     /// Deadline of requests that bring none; zero for none.
     pub default_deadline: Duration,
+    /// A deliberate mistake, in tests of the checkers.
+    pub mutation: Mutation,
 }
 
 /// What carries KV between workers.
@@ -225,6 +230,8 @@ pub struct TransferConfig {
     pub retries_max: u32,
     /// Most rooms open at once, both ends together, those that only a peer has named included.
     pub rooms_max: u32,
+    /// A deliberate mistake, in tests of the checkers.
+    pub mutation: Mutation,
 }
 
 /// One worker.
@@ -302,6 +309,7 @@ impl Default for KvConfig {
             },
             fetch_by_cost: true,
             kv_events: false,
+            mutation: Mutation::default(),
         }
     }
 }
@@ -327,6 +335,7 @@ impl Default for SchedConfig {
             in_batch_share_tokens: 32,
             bypass_max: 64,
             default_deadline: Duration::ZERO,
+            mutation: Mutation::default(),
         }
     }
 }
@@ -345,11 +354,19 @@ impl Default for TransferConfig {
             abort_resend: Duration::from_secs(1),
             retries_max: 1,
             rooms_max: 100_000,
+            mutation: Mutation::default(),
         }
     }
 }
 
 impl WorkerConfig {
+    /// Has the worker make a deliberate mistake.
+    pub const fn mutate(&mut self, mutation: Mutation) {
+        self.kv.mutation = mutation;
+        self.sched.mutation = mutation;
+        self.transfer.mutation = mutation;
+    }
+
     /// Checks what no single type can.
     ///
     /// # Errors

@@ -31,6 +31,7 @@ pub mod limits;
 pub mod machine;
 pub mod message;
 pub mod metrics;
+pub mod mutant;
 pub mod op;
 pub mod pool;
 pub mod pump;

@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod append_map;
+pub mod check;
 pub mod disk;
 pub mod fault;
 pub mod hardware;

@@ -5,14 +5,14 @@
 use pd_core::config::WorkerConfig;
 use pd_core::cost::Cost;
 use pd_core::digest::Digest;
-use pd_core::id::{Epoch, Token};
+use pd_core::id::{Epoch, GpuPage, PageKey, RequestId, Token};
 use pd_core::machine::Machine;
 use pd_core::metrics::Metrics;
 use pd_core::op::{Input, Output};
 use pd_core::pump::Pump;
 use pd_core::router::LoadReport;
 use pd_core::time::Instant;
-use pd_core::worker::Worker;
+use pd_core::worker::{Census, Waits, Worker};
 
 use crate::fault::{Clock, Speed};
 use crate::journal::{Journal, Watch};
@@ -45,6 +45,30 @@ pub trait Serve: Machine<Input = Input, Output = Output> + Sized {
     fn gauge(&self) -> Gauge {
         Gauge::default()
     }
+    /// What it holds; none for a machine that keeps no such books.
+    fn census(&self) -> Option<Census> {
+        None
+    }
+    /// What a request waits for; none if it is not here.
+    fn waits(&self, request: RequestId) -> Option<Waits> {
+        let _ = request;
+        None
+    }
+    /// A request that could run while the device idles.
+    fn runnable(&self) -> Option<RequestId> {
+        None
+    }
+    /// True if a device page is not free.
+    fn holds(&self, page: GpuPage) -> bool {
+        let _ = page;
+        true
+    }
+    /// Objects that it believes to be in L3.
+    fn stored_keys(&self) -> Vec<PageKey> {
+        Vec::new()
+    }
+    /// Panics if anything is left of what has ended, in a machine at rest.
+    fn check_rest(&self) {}
 }
 
 impl Serve for Worker {
@@ -77,6 +101,24 @@ impl Serve for Worker {
     fn gauge(&self) -> Gauge {
         let (running, waiting) = self.counts();
         Gauge { pages: self.kv().occupancy(), running, waiting }
+    }
+    fn census(&self) -> Option<Census> {
+        Some(self.census())
+    }
+    fn waits(&self, request: RequestId) -> Option<Waits> {
+        self.waits(request)
+    }
+    fn runnable(&self) -> Option<RequestId> {
+        self.runnable()
+    }
+    fn holds(&self, page: GpuPage) -> bool {
+        self.holds(page)
+    }
+    fn stored_keys(&self) -> Vec<PageKey> {
+        self.stored_keys()
+    }
+    fn check_rest(&self) {
+        self.check_rest();
     }
 }
 
@@ -142,9 +184,9 @@ impl<M: Serve> Node<M> {
     }
 
     /// Starts a life.
-    pub(crate) fn start(&mut self, is_checking: bool) {
+    pub(crate) fn start(&mut self) {
         assert!(self.pump.is_none(), "a worker lives once at a time");
-        let watch = Watch { is_checking, journal: self.has_journal.then(Journal::default) };
+        let watch = Watch { journal: self.has_journal.then(Journal::default) };
         self.pump = Some(Pump::new(M::launch(self.config.clone(), self.cost.clone()), watch));
         self.lanes = Lanes::new(self.spec.clone(), self.config.epoch);
         self.lanes.set_slow(&self.slow);

@@ -9,6 +9,7 @@ use crate::config::ConfigError;
 use crate::cost::LinkCost;
 use crate::id::Epoch;
 use crate::limits::PAGE_SIZE_MAX;
+use crate::mutant::Mutation;
 
 /// How a worker is chosen.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
@@ -93,6 +94,9 @@ pub struct RouterConfig {
     pub breaker_successes: u32,
     /// Age beyond which a load report is not believed.
     pub load_report_max_age: Duration,
+    /// A deliberate mistake, in tests of the checkers.
+    #[serde(skip)]
+    pub mutation: Mutation,
 }
 
 impl Default for RouterConfig {
@@ -134,6 +138,7 @@ impl Default for RouterConfig {
             breaker_open: Duration::from_secs(60),
             breaker_successes: 3,
             load_report_max_age: Duration::from_secs(5),
+            mutation: Mutation::default(),
         }
     }
 }

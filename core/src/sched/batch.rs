@@ -21,6 +21,7 @@ use crate::cx::{Cx, Owner};
 use crate::event::{Event, Failure, Finish};
 use crate::id::{OpId, Token};
 use crate::kv::Kv;
+use crate::mutant::Mutant;
 use crate::op::{Command, Fault, Outcome};
 use crate::transfer::Transfer;
 
@@ -234,7 +235,8 @@ impl Sched {
         if sequence.life != row.life {
             return;
         }
-        sequence.committed = row.start + row.count;
+        let is_early = self.config.mutation.is(Mutant::PublishBeforeDone);
+        sequence.committed = if is_early { sequence.computed } else { row.start + row.count };
         sequence.faults = 0;
         if row.start < sequence.prompt.length {
             cx.metrics.computed_tokens += u64::from(row.count);
@@ -270,6 +272,9 @@ impl Sched {
                 sequence.produced += 1;
                 cx.metrics.generated_tokens += 1;
                 cx.emit(sequence.request, Event::Token(token));
+                if self.config.mutation.is(Mutant::TokenTwice) && sequence.produced == 1 {
+                    cx.emit(sequence.request, Event::Token(token));
+                }
                 if sequence.stop.contains(&token) {
                     self.end(cx, kv, transfer, slot, Finish::Stop);
                 } else if sequence.remaining() == 0 {
@@ -277,7 +282,11 @@ impl Sched {
                 }
             }
             // Its client has gone, or a stop token came one forward earlier.
-            State::Leaving => {}
+            State::Leaving => {
+                if self.config.mutation.is(Mutant::TokenAfterEnd) {
+                    cx.emit(sequence.request, Event::Token(token));
+                }
+            }
             State::Offered | State::Waiting | State::Receiving | State::Prefilling => {
                 unreachable!("a sequence without a launched prompt samples nothing")
             }

@@ -16,6 +16,7 @@ use crate::event::{Event, Failure, Finish};
 use crate::id::{OpId, RequestId, WorkerId};
 use crate::kv::Kv;
 use crate::message::{AbortReason, Want};
+use crate::mutant::Mutant;
 use crate::op::{Leg, Submit};
 use crate::transfer::{Transfer, TransferEvent};
 
@@ -28,7 +29,9 @@ impl Sched {
     pub fn on_transfer(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer, event: TransferEvent) {
         match event {
             TransferEvent::Wanted { request } => {
-                if let Some(slot) = self.find(request, State::Offered) {
+                if let Some(slot) = self.find(request, State::Offered)
+                    && !self.config.mutation.is(Mutant::WantedForgotten)
+                {
                     self.offered -= 1;
                     self.enqueue(cx, kv, slot, false);
                 }

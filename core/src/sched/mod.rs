@@ -42,6 +42,7 @@ use crate::event::{Control, Event, Finish, Refusal};
 use crate::id::{OpId, PageKey, RequestId, WorkerId};
 use crate::kv::{Kv, KvEvent, Lease};
 use crate::limits::{FORWARDS_IN_FLIGHT_MAX, STOP_TOKENS_MAX};
+use crate::mutant::Mutant;
 use crate::op::{Leg, Submit};
 use crate::time::{Instant, earlier, nanos};
 use crate::transfer::Transfer;
@@ -209,12 +210,16 @@ impl Sched {
     pub fn settle(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer) {
         while let Some(&(deadline, slot)) = self.deadlines.first()
             && deadline <= cx.now
+            && !self.config.mutation.is(Mutant::DeadlineIgnored)
         {
             self.end(cx, kv, transfer, slot, Finish::Deadline);
         }
         self.wake = None;
         self.was_starved = self.starved.take().is_some();
         self.admit(cx, kv, admit::Work::Receive(transfer));
+        if self.config.mutation.is(Mutant::LostWakeup) && self.slots.len() == 1 && self.admitted == 0 {
+            return;
+        }
         while self.flights.len() < self.flights_max && self.launch(cx, kv, transfer) {}
         if self.slots.len() == 0 {
             self.ratio.reset();
@@ -224,7 +229,8 @@ impl Sched {
     /// When the scheduler wants a tick, and why.
     #[must_use]
     pub fn deadline(&self) -> Option<(Instant, &'static str)> {
-        let late = self.deadlines.first().map(|&(at, _)| (at, "a request is late"));
+        let is_kept = !self.config.mutation.is(Mutant::DeadlineIgnored);
+        let late = self.deadlines.first().filter(|_| is_kept).map(|&(at, _)| (at, "a request is late"));
         let wake = self.wake.map(|at| (at, "a fetch has had its time"));
         let starved = self.starved.map(|at| (at, "a lone sequence found no page"));
         earlier(earlier(late, wake), starved)
@@ -257,6 +263,42 @@ impl Sched {
     /// All leases that sequences hold.
     pub fn leases(&self) -> impl Iterator<Item = &Lease> {
         self.slots.iter().filter_map(|(_, sequence)| sequence.lease.as_ref())
+    }
+
+    /// Requests that count against the bound of the queue.
+    #[must_use]
+    pub fn queued(&self) -> u32 {
+        self.waiting()
+    }
+
+    /// A request for which a forward could be launched, though none is in flight. Of those that wait only the first few
+    /// are looked at, and only if nobody is admitted: then a request that fits the free pages needs no more promises.
+    pub(crate) fn runnable(&self, kv: &Kv) -> Option<RequestId> {
+        if !self.flights.is_empty() {
+            return None;
+        }
+        let goes = |&&slot: &&u32| {
+            let sequence = self.slots.at(slot);
+            let has_room = sequence.computed < sequence.lease().table().len() as u32 * self.page_size;
+            !sequence.holds && has_room && (sequence.state == State::Prefilling || sequence.has_step())
+        };
+        if let Some(&slot) = self.prefilling.iter().chain(&self.running).find(goes) {
+            return Some(self.slots.at(slot).request);
+        }
+        if self.admitted > 0 {
+            return None;
+        }
+        let fits = |&slot: &u32| {
+            let sequence = self.slots.at(slot);
+            let need = seq::pages(sequence.tokens_first(), self.page_size);
+            need <= kv.free() && !kv.is_fetching(sequence.request)
+        };
+        // Who was admitted before goes before all others.
+        let slot = match self.queue.front() {
+            Some(slot) => Some(slot).filter(fits),
+            None => self.queue.iter().map(|pick| pick.slot).take(RUNNABLE_LOOKED_AT).find(fits),
+        };
+        slot.map(|slot| self.slots.at(slot).request)
     }
 
     /// How busy the worker is.
@@ -414,3 +456,6 @@ impl Sched {
         (self.queue.len() + self.sinks.len()) as u32 + self.offered
     }
 }
+
+/// Waiting requests that [`Sched::runnable`] looks at.
+const RUNNABLE_LOOKED_AT: usize = 16;

@@ -8,6 +8,7 @@
 //!   input ──▶ handler ──▶ transfer.settle ──▶ sched.settle ──▶ kv.settle ──▶ outbox
 //! ```
 
+mod account;
 mod coast;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,8 @@ use crate::rng::{Rng, Stream};
 use crate::sched::{Load, Sched, Wait};
 use crate::time::{Instant, earlier};
 use crate::transfer::{Transfer, TransferEvent};
+
+pub use self::account::{Census, Waits};
 
 /// A prefill, decode or unified worker. With tensor parallelism, the leader of the group: ranks carry out commands.
 #[derive(Debug)]

@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 
 use pd_core::batch::{Batch, Sampled};
 use pd_core::cost::Load;
+use pd_core::id::RequestId;
 use pd_core::op::{Fault, Outcome};
 use pd_core::time::Instant;
 
@@ -72,6 +73,10 @@ impl Pass {
     /// When the device began with it, if it has.
     pub(super) fn began(&self, now: Instant) -> Option<Instant> {
         (self.state != State::Waiting && self.gpu_start <= now).then_some(self.gpu_start)
+    }
+
+    pub(super) fn names(&self, request: RequestId) -> bool {
+        self.batch.runs().iter().any(|run| run.request == request)
     }
 }
 
@@ -199,7 +204,7 @@ impl Lanes {
         let Work::Forward(pass) = &mut self.op(seq).work else { unreachable!("this operation is a forward") };
         let mut batch = std::mem::take(&mut pass.batch);
         if let Some(memory) = &mut fabric.memory {
-            memory.forward(now, node, &batch);
+            memory.forward(now, node, &batch, |request| self.names(request));
         }
         batch.sample(|run| fabric.answer(run.request, run.start + run.count));
         self.use_.forwards += 1;

@@ -284,7 +284,7 @@ impl Fabric {
 
     /// The token at `position` of a request's sequence.
     #[inline]
-    pub(super) fn answer(&self, request: RequestId, position: u32) -> Token {
+    pub(crate) fn answer(&self, request: RequestId, position: u32) -> Token {
         let text = self.texts.get(request.0 as usize).copied().unwrap_or_default();
         (self.answer)(text.seed, position.saturating_sub(text.prompt))
     }

@@ -29,7 +29,7 @@ mod wire;
 use std::collections::{BTreeSet, VecDeque};
 
 use pd_core::cost::{Cost, LinkCost};
-use pd_core::id::{Epoch, OpId, PageKey};
+use pd_core::id::{Epoch, OpId, PageKey, RequestId};
 use pd_core::op::{Command, Fault, LaneKind, Outcome};
 use pd_core::time::Instant;
 
@@ -245,6 +245,11 @@ impl Lanes {
     /// The next completion to tell the machine about.
     pub fn finished(&mut self) -> Option<(OpId, Outcome)> {
         self.finished.pop_front()
+    }
+
+    /// True if a forward in flight computes for a request.
+    pub(crate) fn names(&self, request: RequestId) -> bool {
+        self.ring.iter().any(|op| matches!(&op.work, Work::Forward(pass) if pass.names(request)))
     }
 
     /// The life is over: nothing of it happens any more.

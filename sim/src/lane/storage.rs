@@ -102,7 +102,7 @@ impl Lanes {
                     let fails = depot.faults.fails_read(&mut fabric.hits);
                     let found = if fails { Err(Fault::Io) } else { read(depot, object.key, root) };
                     if let Some(memory) = &mut fabric.memory {
-                        memory.fetched(Cell::host(node, object.page), found.ok());
+                        memory.delivered(now, Cell::host(node, object.page), object.key, found.ok());
                     }
                     failed.extend(found.err().map(|fault| (at, fault)));
                 }

@@ -29,11 +29,7 @@ pub fn page(name: &str, about: &str, outcome: &Outcome, values: &Values, broken:
         let _ = writeln!(out, "{label:<12} {text}");
     }
     for violation in outcome.violations.iter().take(5) {
-        let _ = writeln!(
-            out,
-            "VIOLATION    {} worker {} page {}: {}",
-            violation.at, violation.worker, violation.page, violation.what
-        );
+        let _ = writeln!(out, "VIOLATION    {violation}");
     }
     for broken in broken {
         let _ = writeln!(out, "GATE BROKEN  {}   found: {}", broken.gate, broken.found);

@@ -116,6 +116,12 @@ impl Clients {
         (arrived - u64::from(self.live_count), known.max(arrived))
     }
 
+    /// Requests that have arrived and have not ended.
+    pub(super) fn unfinished(&self) -> Vec<RequestId> {
+        let live = self.live.iter().zip(0..).filter(|(live, _)| live.is_some());
+        live.map(|(_, request)| RequestId(request)).collect()
+    }
+
     /// True if requests have ended since the world last looked.
     pub(super) const fn has_ended(&self) -> bool {
         !self.ended.is_empty()

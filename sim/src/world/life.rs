@@ -15,7 +15,10 @@ impl<M: Serve> WorldOf<M> {
     /// A worker begins a life; its peers and the router hear of it, and it of them.
     pub(super) fn start(&mut self, index: u32) {
         let node = &mut self.nodes[index as usize];
-        node.start(self.is_checking);
+        node.start();
+        if let Some(checks) = &mut self.checks {
+            checks.on_life(self.now, index, Some(&node.config));
+        }
         for observer in &mut self.observers {
             observer.on_life(self.now, index, Some(node.config.epoch));
         }
@@ -42,6 +45,9 @@ impl<M: Serve> WorldOf<M> {
         let node = &mut self.nodes[index as usize];
         if !node.stop() {
             return false;
+        }
+        if let Some(checks) = &mut self.checks {
+            checks.on_life(self.now, index, None);
         }
         for observer in &mut self.observers {
             observer.on_life(self.now, index, None);
@@ -108,7 +114,10 @@ impl<M: Serve> WorldOf<M> {
             let note = RouterInput::Load { worker: node.config.worker, load: pump.machine.load() };
             self.note(note);
         }
-        if !self.clients.is_idle() {
+        // Reports alone move nothing: a run that is stuck ends, and says so.
+        let is_stuck =
+            self.fabric.heap.peek_time().is_none() && self.fabric.links.next().is_none() && self.disks_next.is_none();
+        if !self.clients.is_idle() && !is_stuck {
             self.fabric.heap.push(self.now.after_ns(self.report_ns), Mark::Report);
         }
     }

@@ -13,11 +13,14 @@
 //! 2. A letter is for one life of its receiver; later lives never see it.
 //! 3. At most one tick per worker is in the queue that has any effect.
 
+mod checked;
 mod client;
 mod coast;
 mod life;
 mod mail;
 mod shell;
+#[cfg(test)]
+mod strays;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -32,11 +35,12 @@ use pd_core::worker::Worker;
 use self::client::Clients;
 pub(crate) use self::coast::Coasting;
 use self::shell::{RouterNode, note_at};
+use crate::check::Checks;
 use crate::disk::{Disk, JobId};
 use crate::fault::{Class, Faults, ROUTER};
 use crate::lane::{Depot, Fabric, LaneSpec, Letter, Mark, Place, Way, WireEnd};
 use crate::link::{FlowId, LinkId, Path};
-use crate::memory::{Memory, Violation};
+use crate::memory::Memory;
 use crate::node::{Node, Serve};
 use crate::observe::Observer;
 use crate::record::{Idle, Outcome, StoreRecord};
@@ -66,7 +70,6 @@ pub struct WorldOf<M: Serve> {
     until: Option<Instant>,
     linger_ns: u64,
     report_ns: u64,
-    is_checking: bool,
     /// Single steps of workers are to be seen.
     has_journal: bool,
     /// Nobody wants to see single steps.
@@ -75,7 +78,7 @@ pub struct WorldOf<M: Serve> {
     is_plain: bool,
     is_over: bool,
     lost_letters: u64,
-    violations: Vec<Violation>,
+    pub(crate) checks: Option<Box<Checks>>,
     observers: Vec<Box<dyn Observer>>,
     flows_done: Vec<FlowId>,
     jobs_done: Vec<JobId>,
@@ -92,6 +95,7 @@ impl<M: Serve> WorldOf<M> {
     #[must_use]
     pub fn new(setup: Setup) -> Self {
         assert!(setup.router.is_some() || setup.workers.len() == 1, "only a single worker does without a router");
+        let checks = setup.check.then(|| Box::new(Checks::new(&setup)));
         let mut fabric = Fabric::new(setup.answer);
         let mut link_names = Vec::new();
         for store in &setup.stores {
@@ -147,13 +151,12 @@ impl<M: Serve> WorldOf<M> {
             until: setup.until,
             linger_ns: nanos(setup.linger),
             report_ns: nanos(setup.load_report),
-            is_checking: setup.check,
             has_journal: setup.journal,
             may_coast: false,
             is_plain: false,
             is_over: false,
             lost_letters: 0,
-            violations: Vec::new(),
+            checks,
             observers: Vec::new(),
             flows_done: Vec::new(),
             jobs_done: Vec::new(),
@@ -172,7 +175,7 @@ impl<M: Serve> WorldOf<M> {
     #[must_use]
     pub fn run_with(&mut self, progress: &mut dyn FnMut(u64, u64, Instant)) -> Outcome {
         let is_calm = self.script.iter().all(|(_, action)| action.is_between_steps());
-        self.may_coast = is_calm && !self.is_checking && self.observers.is_empty() && !self.has_journal;
+        self.may_coast = is_calm && self.checks.is_none() && self.observers.is_empty() && !self.has_journal;
         self.begin();
         while self.turn() {
             if self.events.is_multiple_of(EVENTS_PER_REPORT) {
@@ -253,13 +256,14 @@ impl<M: Serve> WorldOf<M> {
     #[must_use]
     pub fn finish(&mut self) -> Outcome {
         self.now = self.land_all(self.until.unwrap_or(self.now));
+        let mut violations = self.end_checks();
         let workers: Vec<_> = std::mem::take(&mut self.nodes).into_iter().map(Node::into_record).collect();
-        let mut violations = std::mem::take(&mut self.violations);
         let Self { now, fabric, clients, .. } = self;
         let now = *now;
         if let Some(memory) = &fabric.memory {
             violations.extend_from_slice(memory.violations());
         }
+        violations.sort_by_key(|violation| violation.at);
         let links = (0..fabric.links.links_count()).map(LinkId);
         let links = links.map(|id| (fabric.links.name(id).to_owned(), fabric.links.link_use(now, id))).collect();
         let stores = fabric.depots.iter().map(|depot| StoreRecord {
@@ -367,6 +371,9 @@ impl<M: Serve> WorldOf<M> {
         let mut has_ended = false;
         // Whether all messages take their usual way; if not, each is looked at.
         let is_quiet = self.faults.post.is_quiet(now);
+        if let Some(checks) = &mut self.checks {
+            checks.before(now, there, index, &input, &self.fabric);
+        }
         if self.observers.is_empty() {
             pump.step(there, input);
         } else {
@@ -382,6 +389,9 @@ impl<M: Serve> WorldOf<M> {
         }
         let mut forwards = 0;
         let mut others = 0;
+        if let Some(checks) = &mut self.checks {
+            checks.after(index, pump.outputs(), &pump.machine, lanes, &mut self.fabric);
+        }
         for output in pump.drain() {
             match &output {
                 Output::Start { command: Command::Forward(_), .. } => forwards += 1,
@@ -434,8 +444,11 @@ impl<M: Serve> WorldOf<M> {
     #[inline]
     pub(crate) fn arm_tick(&mut self, index: u32) {
         let node = &mut self.nodes[index as usize];
-        let Some((at, _)) = node.tick_due() else { return };
-        let at = at.max(self.now);
+        let at = node.tick_due().map(|(at, _)| at.max(self.now));
+        if let Some(checks) = &mut self.checks {
+            checks.expect_tick(index, at);
+        }
+        let Some(at) = at else { return };
         if node.tick_at.is_none_or(|tick_at| at < tick_at) {
             node.tick_at = Some(at);
             self.fabric.heap.push(at, Mark::Tick { node: index });

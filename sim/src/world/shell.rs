@@ -191,11 +191,14 @@ impl<M: Serve> WorldOf<M> {
         }
         let cancelled = if let RouterInput::Cancel { request } = input { Some(request) } else { None };
         let Some(router) = &mut self.router else { return };
-        if self.observers.is_empty() {
+        if self.observers.is_empty() && self.checks.is_none() {
             router.pump.step(now, input);
         } else {
             let told = input.clone();
             router.pump.step(now, input);
+            if let Some(checks) = &mut self.checks {
+                checks.on_router(now, &told, router.pump.outputs());
+            }
             for observer in &mut self.observers {
                 observer.on_router(now, &told, router.pump.outputs());
             }

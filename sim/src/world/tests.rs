@@ -8,7 +8,7 @@ use pd_core::batch::{Batch, Run};
 use pd_core::config::WorkerConfig;
 use pd_core::cost::{Cost, LinkCost};
 use pd_core::digest::Digest;
-use pd_core::event::{Event, Finish, Served};
+use pd_core::event::{Event, Finish, Miss, MissReason, Served};
 use pd_core::id::{Epoch, GpuPage, OpId, RequestId};
 use pd_core::machine::{Machine, Outbox};
 use pd_core::metrics::Metrics;
@@ -71,7 +71,10 @@ impl Machine for Toy {
     fn step(&mut self, _now: Instant, input: Input, out: &mut Outbox<Output>) {
         match input {
             Input::Submit(submit) => {
-                out.push(Output::Emit { request: submit.request, event: Event::Admitted(Box::<Served>::default()) });
+                let prompt = submit.prompt.length;
+                let misses = vec![Miss { reason: MissReason::NothingStored, tokens: prompt }];
+                let served = Served { prompt, misses, ..Served::default() };
+                out.push(Output::Emit { request: submit.request, event: Event::Admitted(Box::new(served)) });
                 let first_page = self.pages;
                 self.pages += (submit.prompt.length + submit.limit).div_ceil(self.page_size);
                 self.live.push(Sequence { submit: *submit, done: 0, made: 0, pages: 0, first_page });
@@ -302,5 +305,5 @@ fn pages_that_hold_something_else_are_reported() {
     while world.turn() {}
     let outcome = world.finish();
     let first = &outcome.violations[0];
-    assert_eq!((first.worker, first.request, first.page), (0, Some(RequestId(0)), 1));
+    assert_eq!((first.worker, first.request, first.page), (Some(0), Some(RequestId(0)), Some(1)));
 }

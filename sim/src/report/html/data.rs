@@ -26,7 +26,7 @@ pub(super) fn data(about: &About<'_>, collector: &Collector, outcome: &Outcome) 
         "served": served_ns(outcome) / 1e9,
         "gates": gates(about),
         "violations": outcome.violations.len(),
-        "violation": outcome.violations.first().map(|one| format!("{}: worker {}, {}", one.at, one.worker, one.what)),
+        "violation": outcome.violations.first().map(|one| one.to_string()),
         "figures": figures(about, outcome),
         "latencies": latencies(outcome),
         "utilisation": utilisation(collector, outcome),
