@@ -79,7 +79,8 @@ pub enum StorageMode {
 }
 
 /// The cache.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct KvConfig {
     /// Tokens per page, 1 to 1,024.
     pub page_size: u32,
@@ -153,7 +154,8 @@ pub enum SchedulePolicy {
 }
 
 /// The scheduler.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SchedConfig {
     /// Order of admission.
     pub policy: SchedulePolicy,
@@ -203,7 +205,8 @@ pub enum TransferBackend {
 }
 
 /// The hand-off between prefill and decode.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TransferConfig {
     /// What carries the pages.
     pub backend: TransferBackend,
@@ -226,7 +229,8 @@ pub struct TransferConfig {
 }
 
 /// One worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct WorkerConfig {
     /// Its name.
     pub worker: WorkerId,
