@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod disk;
+pub mod fields;
 pub mod hardware;
 pub mod heap;
 pub mod journal;
@@ -20,4 +21,5 @@ pub mod stats;
 pub mod store;
 pub mod trace;
 pub mod units;
+pub mod words;
 pub mod world;

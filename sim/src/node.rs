@@ -9,12 +9,11 @@ use pd_core::id::{Epoch, Token};
 use pd_core::machine::Machine;
 use pd_core::metrics::Metrics;
 use pd_core::op::{Input, Output};
-use pd_core::pump::Pump;
+use pd_core::pump::{Pump, Step, Tap};
 use pd_core::router::LoadReport;
 use pd_core::time::Instant;
 use pd_core::worker::Worker;
 
-use crate::journal::{Journal, Watch};
 use crate::lane::{LaneSpec, LaneUse, Lanes};
 use crate::record::WorkerRecord;
 use crate::world::Coasting;
@@ -38,6 +37,10 @@ pub trait Serve: Machine<Input = Input, Output = Output> + Sized {
     /// See [`Worker::coast`].
     fn coast(&mut self, steps: u32, tokens: &[Token]) {
         let _ = (steps, tokens);
+    }
+    /// The worker itself, for those who ask it; none for a toy.
+    fn as_worker(&self) -> Option<&Worker> {
+        None
     }
 }
 
@@ -68,6 +71,25 @@ impl Serve for Worker {
             running_tokens: load.running_tokens,
         }
     }
+    fn as_worker(&self) -> Option<&Worker> {
+        Some(self)
+    }
+}
+
+/// What a world attaches to each worker.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Watch {
+    /// Recount the machine's invariants after each step.
+    pub is_checking: bool,
+}
+
+impl<M: Machine> Tap<M> for Watch {
+    #[inline]
+    fn after(&mut self, machine: &M, _step: Step) {
+        if self.is_checking {
+            machine.check();
+        }
+    }
 }
 
 /// One worker of a world.
@@ -91,19 +113,11 @@ pub struct Node<M: Serve> {
     /// What earlier lives did.
     past: WorkerRecord,
     digest: Digest,
-    has_journal: bool,
 }
 
 impl<M: Serve> Node<M> {
     /// A worker that is down.
-    pub(crate) fn new(
-        config: WorkerConfig,
-        cost: Cost,
-        spec: LaneSpec,
-        latency_ns: u64,
-        workers: usize,
-        has_journal: bool,
-    ) -> Self {
+    pub(crate) fn new(config: WorkerConfig, cost: Cost, spec: LaneSpec, latency_ns: u64, workers: usize) -> Self {
         let lanes = Lanes::new(spec.clone(), config.epoch);
         Self {
             config,
@@ -118,14 +132,13 @@ impl<M: Serve> Node<M> {
             coasting: Coasting::default(),
             past: WorkerRecord::default(),
             digest: Digest::new(),
-            has_journal,
         }
     }
 
     /// Starts a life.
     pub(crate) fn start(&mut self, is_checking: bool) {
         assert!(self.pump.is_none(), "a worker lives once at a time");
-        let watch = Watch { is_checking, journal: self.has_journal.then(Journal::default) };
+        let watch = Watch { is_checking };
         self.pump = Some(Pump::new(M::launch(self.config.clone(), self.cost.clone()), watch));
         self.lanes = Lanes::new(self.spec.clone(), self.config.epoch);
         self.seen.fill(None);
@@ -139,7 +152,6 @@ impl<M: Serve> Node<M> {
         self.past.lanes = sum(self.past.lanes, self.lanes.lane_use());
         self.past.steps += pump.steps();
         self.digest.word(pump.fingerprint());
-        self.past.journals.extend(pump.tap.journal);
         self.past.fingerprint = self.digest.finish();
         true
     }

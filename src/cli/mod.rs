@@ -1,5 +1,8 @@
 //! The commands, one file each.
 
+mod diff;
+mod inspect;
+mod replay;
 mod sim;
 
 use std::process::ExitCode;
@@ -18,11 +21,17 @@ struct Cli {
 enum Command {
     /// Run scenarios in virtual time and hold their gates against what happened.
     Sim(sim::Sim),
+    /// Live a recorded run again and compare every step.
+    Replay(replay::Replay),
+    /// Find the first thing in which two runs differ.
+    Diff(diff::Diff),
 }
 
 /// Runs the command line. 0: all went well; 1: a gate is broken; 2: bad input.
 pub(crate) fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Sim(sim) => sim.run(),
+        Command::Replay(replay) => replay.run(),
+        Command::Diff(diff) => diff.run(),
     }
 }

@@ -13,6 +13,8 @@ use pd_sim::scenario::{self, Case, Overrides};
 use pd_sim::units;
 use pd_sim::world::World;
 
+use super::inspect::Inspect;
+
 #[derive(Debug, Args)]
 pub(crate) struct Sim {
     /// Scenario files (TOML).
@@ -33,6 +35,8 @@ pub(crate) struct Sim {
     /// Print one JSON object per run, a line each, instead of pages.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    inspect: Inspect,
 }
 
 fn instant(text: &str) -> Result<Instant, String> {
@@ -49,17 +53,24 @@ impl Sim {
             let cases = match scenario::load(file, &overrides) {
                 Ok(cases) => cases,
                 Err(error) => {
-                    eprintln!("error: {error}");
-                    return ExitCode::from(2);
+                    return bad_input(&error);
                 }
             };
             let names: Vec<String> = cases.iter().map(|case| short(&case.name).to_owned()).collect();
+            let runs = |name: &String| self.variant.as_ref().is_none_or(|wanted| wanted == name);
+            let chosen: Vec<String> = names.iter().filter(|name| runs(name)).cloned().collect();
+            if let Some(problem) = self.inspect.problem(self.files.len(), &chosen) {
+                return bad_input(&problem);
+            }
             for case in cases {
                 if self.variant.as_deref().is_some_and(|wanted| wanted != short(&case.name)) {
                     continue;
                 }
                 ran += 1;
-                broken_runs += u32::from(!run_case(case, self));
+                match run_case(case, self) {
+                    Ok(is_good) => broken_runs += u32::from(!is_good),
+                    Err(problem) => return bad_input(&problem),
+                }
             }
             if ran == 0 {
                 let wanted = self.variant.as_deref().unwrap_or_default();
@@ -84,15 +95,25 @@ fn short(name: &str) -> &str {
     name.split_once('/').map_or("base", |(_, variant)| variant)
 }
 
-fn run_case(case: Case, sim: &Sim) -> bool {
+fn bad_input(problem: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("error: {problem}");
+    ExitCode::from(2)
+}
+
+/// Runs a case; false if a gate is broken.
+fn run_case(case: Case, sim: &Sim) -> Result<bool, String> {
     let bar = progress(&case.name);
     let mut world = World::new(case.setup);
+    let journal = sim.inspect.record(&mut world, &case.name)?;
     let outcome = world.run_with(&mut |done, total, now| {
         bar.set_length(total);
         bar.set_position(done);
         bar.set_message(format!("{:.0} s simulated", now.0 as f64 / 1e9));
     });
     bar.finish_and_clear();
+    if let Some(journal) = journal {
+        journal.finish(outcome.ended)?;
+    }
     let values = report::values(&outcome);
     let broken: Vec<_> = case.gates.iter().filter_map(|gate| gate.check(&values).err()).collect();
     let text = if sim.json {
@@ -104,10 +125,9 @@ fn run_case(case: Case, sim: &Sim) -> bool {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         // A reader that has gone (`| head`) is no reason to fail.
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            eprintln!("error: the report cannot be written: {error}");
-            false
+            Err(format!("the report cannot be written: {error}"))
         }
-        Ok(()) | Err(_) => broken.is_empty() && outcome.violations.is_empty(),
+        Ok(()) | Err(_) => Ok(broken.is_empty() && outcome.violations.is_empty()),
     }
 }
 

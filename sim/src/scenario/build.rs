@@ -113,7 +113,6 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
         until: file.until.map(|until| Instant::ZERO + until.0),
         linger: LINGER,
         check: file.check,
-        journal: false,
     })
 }
 

@@ -11,6 +11,7 @@ use super::WorldOf;
 use crate::lane::Mark;
 use crate::link::LinkId;
 use crate::node::Serve;
+use crate::observe::Launch;
 use crate::setup::{Action, Change, PagesOf};
 
 impl<M: Serve> WorldOf<M> {
@@ -19,6 +20,7 @@ impl<M: Serve> WorldOf<M> {
         let node = &mut self.nodes[index as usize];
         node.start(self.is_checking);
         for observer in &mut self.observers {
+            observer.on_launch(self.now, Launch::Worker { worker: index, config: &node.config, cost: &node.cost });
             observer.on_life(self.now, index, Some(node.config.epoch));
         }
         let (epoch, id, latency_ns) = (node.config.epoch, node.config.worker, node.latency_ns);

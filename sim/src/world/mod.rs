@@ -36,7 +36,7 @@ use crate::lane::{Depot, Fabric, LaneSpec, Letter, Mark, Place, Way, WireEnd};
 use crate::link::{FlowId, LinkId, Path};
 use crate::memory::{Memory, Violation};
 use crate::node::{Node, Serve};
-use crate::observe::Observer;
+use crate::observe::{Launch, Observer};
 use crate::record::{Outcome, StoreRecord};
 use crate::setup::{Action, LinkSetup, PagesOf, Setup, WorkerSetup};
 use crate::store::Store;
@@ -62,7 +62,6 @@ pub struct WorldOf<M: Serve> {
     report_ns: u64,
     is_checking: bool,
     /// Single steps of workers are to be seen.
-    has_journal: bool,
     /// Nobody wants to see single steps.
     may_coast: bool,
     /// The step just taken did nothing but hand on tokens and start a forward.
@@ -126,7 +125,7 @@ impl<M: Serve> WorldOf<M> {
             };
             fabric.wires.push(WireEnd { host: worker.host, near, far });
             fabric.lives.push(None);
-            nodes.push(Node::new(worker.config, worker.cost, spec, worker.control_latency_ns, count, setup.journal));
+            nodes.push(Node::new(worker.config, worker.cost, spec, worker.control_latency_ns, count));
         }
         let router = setup.router.map(|(config, cost)| RouterNode {
             pump: Pump::new(Router::new(config, cost).expect("the router's configuration is in range"), NoTap),
@@ -147,7 +146,6 @@ impl<M: Serve> WorldOf<M> {
             linger_ns: nanos(setup.linger),
             report_ns: nanos(setup.load_report),
             is_checking: setup.check,
-            has_journal: setup.journal,
             may_coast: false,
             is_plain: false,
             is_over: false,
@@ -175,7 +173,7 @@ impl<M: Serve> WorldOf<M> {
     /// and what time it is in there.
     #[must_use]
     pub fn run_with(&mut self, progress: &mut dyn FnMut(u64, u64, Instant)) -> Outcome {
-        self.may_coast = !self.is_checking && self.observers.is_empty() && !self.has_journal;
+        self.may_coast = !self.is_checking && self.observers.is_empty();
         self.begin();
         while self.turn() {
             if self.events.is_multiple_of(EVENTS_PER_REPORT) {
@@ -188,6 +186,12 @@ impl<M: Serve> WorldOf<M> {
 
     /// Starts all workers and puts the script and the first arrivals into the queue.
     pub fn begin(&mut self) {
+        if let Some(router) = &self.router {
+            let machine = &router.pump.machine;
+            for observer in &mut self.observers {
+                observer.on_launch(self.now, Launch::Router { config: machine.config(), cost: machine.cost() });
+            }
+        }
         for node in 0..self.nodes.len() as u32 {
             self.start(node);
         }
@@ -358,9 +362,17 @@ impl<M: Serve> WorldOf<M> {
             pump.step(now, input);
         } else {
             let told = input.clone();
+            for observer in &mut self.observers {
+                if let Some(worker) = pump.machine.as_worker() {
+                    observer.before_worker(now, index, &told, worker);
+                }
+            }
             pump.step(now, input);
             for observer in &mut self.observers {
                 observer.on_worker(now, index, &told, pump.outputs());
+                if let Some(worker) = pump.machine.as_worker() {
+                    observer.after_worker(now, index, worker);
+                }
             }
         }
         let mut forwards = 0;

@@ -116,6 +116,9 @@ impl<M: Serve> WorldOf<M> {
             router.pump.step(now, input);
         } else {
             let told = input.clone();
+            for observer in &mut self.observers {
+                observer.before_router(now, &told, &router.pump.machine);
+            }
             router.pump.step(now, input);
             for observer in &mut self.observers {
                 observer.on_router(now, &told, router.pump.outputs());
