@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod disk;
+pub mod dump;
 pub mod explain;
 pub mod fields;
 pub mod hardware;

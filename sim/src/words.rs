@@ -33,8 +33,8 @@ pub fn ms(ns: u64) -> String {
     match ns {
         0 => "0 ms".to_owned(),
         1..1_000_000 => format!("{:.3} ms", ns as f64 / 1e6),
-        1_000_000..100_000_000_000 => format!("{:.1} ms", ns as f64 / 1e6),
-        _ => format!("{:.1} s", ns as f64 / 1e9),
+        1_000_000..10_000_000_000 => format!("{:.1} ms", ns as f64 / 1e6),
+        _ => format!("{:.3} s", ns as f64 / 1e9),
     }
 }
 
@@ -121,7 +121,7 @@ fn outcome(outcome: &Outcome) -> String {
             Some((_, fault)) => format!("{} failed, the first with {fault:?}", plural(failed.len() as u64, "item")),
             None => "all moved".to_owned(),
         },
-        Outcome::Sampled(tokens) => plural(tokens.len() as u64, "token"),
+        Outcome::Sampled(sampled) => plural(sampled.tokens().len() as u64, "token"),
         Outcome::Found(held) => {
             format!("{} of {} found", held.iter().filter(|held| **held).count(), held.len())
         }
@@ -173,7 +173,8 @@ pub fn output(output: &Output) -> String {
 pub fn command(command: &Command) -> String {
     let pages = |count: usize| plural(count as u64, "page");
     match command {
-        Command::Forward(runs) => {
+        Command::Forward(batch) => {
+            let runs = batch.runs();
             let tokens: u64 = runs.iter().map(|run| u64::from(run.count)).sum();
             let whose: Vec<RequestId> = runs.iter().map(|run| run.request).collect();
             format!("forward of {} for request {}", plural(tokens, "token"), requests(&whose))

@@ -1,4 +1,4 @@
-//! Looking into a run: flags of `pd sim` that record it.
+//! Looking into a run: flags of `pd sim` that record it, explain it, or stop it and show its state.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -7,13 +7,24 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use clap::{Args, ValueEnum};
+use pd_core::id::RequestId;
 use pd_core::time::Instant;
+use pd_sim::explain::{self, Wanted};
 use pd_sim::journal::{self, Header, Recorder};
-use pd_sim::words;
+use pd_sim::scenario::error::nearest;
+use pd_sim::setup::Setup;
 use pd_sim::world::World;
+use pd_sim::{dump, words};
 
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
+    /// Explain a request instead of the report: its number, "worst" (by time to first token) or "all-slow" (the five
+    /// worst).
+    #[arg(long, value_name = "REQUEST", value_parser = wanted, conflicts_with_all = ["dump", "journal"])]
+    explain: Option<Wanted>,
+    /// Print the whole state at the time of --until instead of the report.
+    #[arg(long, requires = "until", conflicts_with_all = ["json", "journal"])]
+    dump: bool,
     /// Record all that every machine is told and answers, for `pd replay` and `pd diff`.
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
@@ -36,7 +47,56 @@ pub(crate) struct Journal {
     recorder: Rc<RefCell<Recorder<BufWriter<File>>>>,
 }
 
+/// What `--explain` takes.
+fn wanted(text: &str) -> Result<Wanted, String> {
+    match text {
+        "worst" => Ok(Wanted::Slowest(1)),
+        "all-slow" => Ok(Wanted::Slowest(SLOW)),
+        number => number.parse().map(|number| Wanted::One(RequestId(number))).map_err(|_| {
+            let near =
+                nearest(text, ["worst", "all-slow"]).map_or_else(String::new, |near| format!("; did you mean {near}?"));
+            format!("it takes the number of a request, worst or all-slow{near}")
+        }),
+    }
+}
+
+/// Requests that are explained by "all-slow".
+const SLOW: u32 = 5;
+
 impl Inspect {
+    /// The text that takes the place of the report of a case, if one is asked for. `make` makes the case anew.
+    pub(crate) fn instead(
+        &self,
+        name: &str,
+        json: bool,
+        until: Option<Instant>,
+        make: &mut dyn FnMut() -> Setup,
+    ) -> Result<Option<String>, String> {
+        if let (true, Some(until)) = (self.dump, until) {
+            let (text, is_over) = dump::dump(make(), until);
+            let note = if is_over { "(the run was over before)\n" } else { "" };
+            return Ok(Some(format!("{name}\n{note}{text}")));
+        }
+        let Some(wanted) = self.explain else { return Ok(None) };
+        let (_, explanations) = explain::explain(make, wanted).map_err(|error| format!("{name}: {error}"))?;
+        let mut text = String::new();
+        for explanation in &explanations {
+            if json {
+                let mut object = explanation.json();
+                object["scenario"] = name.into();
+                text += &format!("{object}\n");
+            } else {
+                text += &format!("\n{name}, {}", explanation.text());
+            }
+        }
+        Ok(Some(text))
+    }
+
+    /// True if the report of a case is replaced by something else.
+    pub(crate) const fn replaces_report(&self) -> bool {
+        self.dump || self.explain.is_some()
+    }
+
     /// Why these runs cannot be inspected as asked, if they cannot.
     pub(crate) fn problem(&self, files: usize, runs: &[String]) -> Option<String> {
         self.journal.as_ref()?;

@@ -9,6 +9,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use pd_core::time::Instant;
 use pd_sim::report;
+use pd_sim::scenario::error::ScenarioError;
 use pd_sim::scenario::{self, Case, Overrides};
 use pd_sim::units;
 use pd_sim::world::World;
@@ -62,12 +63,15 @@ impl Sim {
             if let Some(problem) = self.inspect.problem(self.files.len(), &chosen) {
                 return bad_input(&problem);
             }
-            for case in cases {
+            for (index, case) in cases.into_iter().enumerate() {
                 if self.variant.as_deref().is_some_and(|wanted| wanted != short(&case.name)) {
                     continue;
                 }
                 ran += 1;
-                match run_case(case, self) {
+                let again = || scenario::load(file, &overrides).map(|mut cases| cases.swap_remove(index));
+                let result =
+                    if self.inspect.replaces_report() { inspect(case, &again, self) } else { run_case(case, self) };
+                match result {
                     Ok(is_good) => broken_runs += u32::from(!is_good),
                     Err(problem) => return bad_input(&problem),
                 }
@@ -100,6 +104,16 @@ fn bad_input(problem: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::from(2)
 }
 
+/// Shows something else of a case than its report. `again` reads it once more: a world runs once.
+fn inspect(case: Case, again: &dyn Fn() -> Result<Case, ScenarioError>, sim: &Sim) -> Result<bool, String> {
+    let mut first = Some(case.setup);
+    let mut make = || first.take().unwrap_or_else(|| again().expect("it was read a moment ago").setup);
+    match sim.inspect.instead(&case.name, sim.json, sim.until, &mut make)? {
+        Some(text) => print(&text).map(|()| true),
+        None => Ok(true),
+    }
+}
+
 /// Runs a case; false if a gate is broken.
 fn run_case(case: Case, sim: &Sim) -> Result<bool, String> {
     let bar = progress(&case.name);
@@ -121,13 +135,18 @@ fn run_case(case: Case, sim: &Sim) -> Result<bool, String> {
     } else {
         report::page(&case.name, &case.about, &outcome, &values, &broken)
     };
+    print(&text).map(|()| broken.is_empty() && outcome.violations.is_empty())
+}
+
+/// Writes to stdout.
+fn print(text: &str) -> Result<(), String> {
     let mut out = std::io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         // A reader that has gone (`| head`) is no reason to fail.
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(format!("the report cannot be written: {error}"))
         }
-        Ok(()) | Err(_) => Ok(broken.is_empty() && outcome.violations.is_empty()),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Tests of the whole: every scenario, determinism, replay, oracles, tidiness of the tree.
 
+mod explain;
 mod oracles;
 mod replay;
 mod scenarios;

@@ -77,7 +77,9 @@ impl Watcher {
             Doing::Persist | Doing::Discard | Doing::Wipe | Doing::Else => return Cause::Unknown,
         }
         let first = flights.range(..=op).map(|(_, flight)| flight).find(|flight| flight.what == Doing::Forward);
-        let Some(first) = first.filter(|first| first.runs.contains(&request)) else { return Cause::Others };
+        let Some(first) = first.filter(|first| first.runs.iter().any(|(whose, _)| *whose == request)) else {
+            return Cause::Others;
+        };
         let is_loading =
             first.after.iter().any(|prior| flights.get(prior).is_some_and(|flight| flight.what == Doing::LoadBack));
         if is_loading { Cause::LoadBack } else { Cause::Forward }

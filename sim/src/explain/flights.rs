@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use pd_core::batch::Run;
 use pd_core::id::{PageKey, RequestId, Room};
-use pd_core::op::{Command, Fault, LaneKind, Outcome, Run};
+use pd_core::op::{Command, Fault, LaneKind, Outcome};
 use pd_core::sched::State;
 use pd_core::time::Instant;
 
@@ -16,8 +17,10 @@ pub(super) struct Flight {
     pub(super) at: Instant,
     pub(super) lane: LaneKind,
     pub(super) after: Vec<u64>,
-    /// Sequences of a forward.
-    pub(super) runs: Vec<RequestId>,
+    /// Sequences of a forward, and their tokens in it.
+    pub(super) runs: Vec<(RequestId, u32)>,
+    /// Pieces per page and layer, of a push.
+    pieces: u32,
     pub(super) room: Option<Room>,
     pub(super) to: Option<u32>,
     pub(super) pages: u32,
@@ -47,6 +50,7 @@ impl Watcher {
             lane: command.lane(),
             after,
             runs: Vec::new(),
+            pieces: 1,
             room: None,
             to: None,
             pages: 0,
@@ -54,9 +58,10 @@ impl Watcher {
             what: Doing::Else,
         };
         match command {
-            Command::Forward(runs) => {
+            Command::Forward(batch) => {
+                let runs = batch.runs();
                 flight.what = Doing::Forward;
-                flight.runs = runs.iter().map(|run| run.request).collect();
+                flight.runs = runs.iter().map(|run| (run.request, run.count)).collect();
                 self.on_forward(now, worker, op, &flight.after, runs);
             }
             Command::LoadBack(pages) => (flight.what, flight.pages) = (Doing::LoadBack, pages.len() as u32),
@@ -71,12 +76,25 @@ impl Watcher {
             }
             Command::Push(push) => {
                 (flight.what, flight.pages) = (Doing::Push, push.pages.len() as u32);
-                (flight.room, flight.to) = (Some(push.room), Some(push.to.0));
+                (flight.room, flight.to, flight.pieces) = (Some(push.room), Some(push.to.0), push.pieces.max(1));
             }
             Command::Backup(_) | Command::Scan { .. } | Command::Touch(_) => {}
         }
         self.begin_move(worker, op, &flight);
         self.flights[worker as usize].insert(op, flight);
+    }
+
+    /// The life of a worker is over: what it had in flight does not end, and its numbers are used again.
+    pub(super) fn cut(&mut self, worker: u32) {
+        self.flights[worker as usize].clear();
+        for story in self.stories.values_mut() {
+            for one in story.moves.iter_mut().filter(|one| one.worker == worker && one.done.is_none()) {
+                one.op = CUT;
+            }
+            for chunk in story.chunks.iter_mut().filter(|chunk| chunk.worker == worker && chunk.done.is_none()) {
+                chunk.op = CUT;
+            }
+        }
     }
 
     fn on_forward(&mut self, now: Instant, worker: u32, op: u64, after: &[u64], runs: &[Run]) {
@@ -89,7 +107,8 @@ impl Watcher {
             let others = (runs.len() as u32 - 1, tokens - run.count);
             if run.start < prompt {
                 let (start, count) = (run.start, run.count);
-                story.chunks.push(Chunk { worker, op, at: now, done: None, start, count, others });
+                let with = runs.iter().map(|run| run.request).filter(|other| *other != run.request).collect();
+                story.chunks.push(Chunk { worker, op, at: now, done: None, start, count, others, with });
             } else {
                 story.steps.count += 1;
                 story.steps.rows += runs.len() as u64;
@@ -191,10 +210,10 @@ impl Watcher {
         };
         for story in self.stories.values_mut() {
             for one in story.moves.iter_mut().filter(|one| (one.worker, one.op) == (worker, op)) {
-                one.done = Some(now);
+                one.done.get_or_insert(now);
             }
             for chunk in story.chunks.iter_mut().rev().filter(|one| (one.worker, one.op) == (worker, op)) {
-                chunk.done = Some(now);
+                chunk.done.get_or_insert(now);
             }
             if flight.what == Doing::Wipe {
                 wipe(story, now);
@@ -223,6 +242,7 @@ fn a_move(kind: MoveKind, worker: u32, op: u64, flight: &Flight, bytes: u64) -> 
         done: None,
         pages: if kind == MoveKind::Query { flight.keys.len() as u32 } else { flight.pages },
         bytes: if kind == MoveKind::Query { 0 } else { bytes },
+        pieces: flight.pieces,
         failed: Vec::new(),
         shared: BTreeSet::new(),
         shared_with: BTreeSet::new(),
@@ -246,3 +266,6 @@ fn page_event(what: Doing, worker: u32, fault: Option<Fault>) -> Option<PageEven
         ) => return None,
     })
 }
+
+/// The number of a command whose life has ended.
+const CUT: u64 = u64::MAX;

@@ -16,6 +16,7 @@ mod advice;
 mod cause;
 mod flights;
 mod json;
+mod misses;
 mod path;
 mod site;
 mod story;
@@ -49,7 +50,7 @@ use crate::world::World;
 pub enum Wanted {
     /// This one.
     One(RequestId),
-    /// So many of the slowest, by time to first token; those that never got one are slower than all others.
+    /// So many of the slowest, by time to first token; those that never got one come behind all others.
     Slowest(u32),
     /// Every one. For small runs.
     All,
@@ -140,10 +141,8 @@ pub fn explain(make: &mut dyn FnMut() -> Setup, wanted: Wanted) -> Result<(Outco
 
 /// The slowest requests, slowest first.
 fn slowest(outcome: &Outcome, many: u32) -> Vec<RequestId> {
-    let mut order: Vec<(u64, RequestId)> = (0..)
-        .zip(&outcome.requests)
-        .map(|(request, record)| (record.ttft_ns().unwrap_or(u64::MAX), RequestId(request)))
-        .collect();
+    let mut order: Vec<(Option<u64>, RequestId)> =
+        (0..).zip(&outcome.requests).map(|(request, record)| (record.ttft_ns(), RequestId(request))).collect();
     order.sort_by_key(|(ttft, request)| (std::cmp::Reverse(*ttft), *request));
     order.into_iter().take(many as usize).map(|(_, request)| request).collect()
 }

@@ -73,6 +73,31 @@ impl Cause {
         }
     }
 
+    /// What time goes into.
+    #[must_use]
+    pub const fn doing(self) -> &'static str {
+        match self {
+            Self::Routing => "messages between client, router and worker",
+            Self::Backoff => "the pause before a retry",
+            Self::Away => "waiting for its worker to come back",
+            Self::Queue => "waiting for its turn",
+            Self::Leader => "waiting for another request that computed the same prefix",
+            Self::Memory => "waiting for device pages",
+            Self::Scan => "waiting for the scan of L3",
+            Self::Query => "asking L3",
+            Self::Room => "waiting for room in L2",
+            Self::Fetch => "fetching pages from L3 to L2",
+            Self::LoadBack => "copying pages back from L2 to L1",
+            Self::Others => "standing behind forwards of others",
+            Self::Forward => "computing the prompt",
+            Self::Want => "waiting for the decode worker's offer of pages to arrive",
+            Self::Push => "pushing KV to the decode worker",
+            Self::Handoff => "the hand-off message",
+            Self::Retracted => "waiting to be resumed after a retraction",
+            Self::Unknown => "something that cannot be told",
+        }
+    }
+
     /// The words in a sum.
     #[must_use]
     pub const fn words(self, is_decoding: bool) -> &'static str {

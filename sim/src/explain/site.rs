@@ -1,5 +1,7 @@
 //! Where it happened: workers, their lives and devices, and what the script did to them.
 
+use std::collections::BTreeMap;
+
 use pd_core::config::WorkerConfig;
 use pd_core::cost::LinkCost;
 use pd_core::event::Control;
@@ -33,8 +35,8 @@ pub struct WorkerSite {
     pub life: Option<u32>,
     /// When its lives began.
     pub lives: Vec<(Instant, u32)>,
-    /// What scans of L3 have found in this life.
-    pub scan: Option<Scan>,
+    /// What scans of L3 have found, by life.
+    pub scans: BTreeMap<u32, Scan>,
     /// Index of its store.
     pub store: Option<u32>,
     /// L2 to L1.
@@ -82,7 +84,7 @@ impl Site {
             config: Box::new(worker.config.clone()),
             life: None,
             lives: Vec::new(),
-            scan: None,
+            scans: BTreeMap::new(),
             store: worker.store,
             copy_in: worker.copy_in.cost,
             wires: [worker.near.cost, worker.far.cost],
@@ -100,19 +102,17 @@ impl Site {
     pub(super) fn lives(&mut self, now: Instant, worker: u32, epoch: Option<Epoch>) {
         let worker = &mut self.workers[worker as usize];
         worker.life = epoch.map(|epoch| epoch.0);
-        worker.scan = None;
         worker.lives.extend(epoch.map(|epoch| (now, epoch.0)));
     }
 
     pub(super) fn scanned(&mut self, at: Instant, worker: u32, present: u64, foreign: u32, torn: u32) {
-        let scan = &mut self.workers[worker as usize].scan;
-        let so_far = scan.unwrap_or(Scan { at, present: 0, foreign: 0, torn: 0 });
-        *scan = Some(Scan {
-            at,
-            present: so_far.present + present,
-            foreign: so_far.foreign + u64::from(foreign),
-            torn: so_far.torn + u64::from(torn),
-        });
+        let worker = &mut self.workers[worker as usize];
+        let scan = worker.scans.entry(worker.life.unwrap_or_default());
+        let scan = scan.or_insert(Scan { at, present: 0, foreign: 0, torn: 0 });
+        scan.at = at;
+        scan.present += present;
+        scan.foreign += u64::from(foreign);
+        scan.torn += u64::from(torn);
     }
 
     /// True if two commands use the same device: by worker, receiver and lane.
@@ -172,11 +172,10 @@ impl Site {
 
 /// What the script does, in words.
 #[must_use]
-pub fn action(action: &Action) -> String {
+pub(super) fn action(action: &Action) -> String {
     match action {
         Action::Restart { worker, down_for, change } => format!(
-            "worker {worker} is restarted, away for {}{}",
-            words::ms(pd_core::time::nanos(*down_for)),
+            "worker {worker} is restarted, away for {down_for:?}{}",
             if change.is_some() { ", and comes back with another configuration or namespace" } else { "" }
         ),
         Action::Crash { worker } => format!("the machine of worker {worker} fails"),

@@ -36,6 +36,8 @@ pub struct Story {
     pub steps: Steps,
     /// When it gave its pages back, and on which worker.
     pub retractions: Vec<(Instant, u32)>,
+    /// Whose forwards it waited for before its first token, and how many tokens they computed.
+    pub blockers: BTreeMap<RequestId, u64>,
     /// What else happened to it.
     pub notes: Vec<(Instant, String)>,
     /// What happened in L3 to each page of its prompt.
@@ -44,6 +46,8 @@ pub struct Story {
     pub(super) places: BTreeMap<PageKey, u32>,
     /// Where it is just now.
     pub(super) legs: BTreeMap<u32, Leg>,
+    /// Forwards that are counted in `blockers`.
+    pub(super) waited_for: BTreeSet<(u32, u64)>,
     pub(super) room: Option<Room>,
     pub(super) is_here: bool,
     pub(super) is_over: bool,
@@ -149,6 +153,8 @@ pub struct Move {
     pub pages: u32,
     /// Their bytes.
     pub bytes: u64,
+    /// Contiguous pieces per page and layer that a push is cut into, where the two layouts differ.
+    pub pieces: u32,
     /// Pages of the prompt that failed, and why.
     pub failed: Vec<(u32, Fault)>,
     /// Commands of others that shared its device, by worker and number.
@@ -174,6 +180,8 @@ pub struct Chunk {
     pub count: u32,
     /// Other sequences in the same forward, and their tokens.
     pub others: (u32, u32),
+    /// Whose those are.
+    pub with: Vec<RequestId>,
 }
 
 /// Forwards that generated.

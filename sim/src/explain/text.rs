@@ -258,7 +258,11 @@ pub(super) fn log(e: &Explanation) -> Vec<(Instant, String)> {
     for chunk in &story.chunks {
         let others = match chunk.others {
             (0, _) => "alone".to_owned(),
-            (rows, tokens) => format!("with {} ({tokens} tokens) of others", plural(u64::from(rows), "sequence")),
+            (_, tokens) => format!(
+                "with {} of request {}",
+                plural(u64::from(tokens), "token"),
+                crate::words::requests(&chunk.with)
+            ),
         };
         let took = chunk
             .done

@@ -14,7 +14,8 @@ use pd_core::sched::{State, Wait};
 use pd_core::time::Instant;
 use pd_core::worker::Worker;
 
-use super::flights::Flight;
+use super::flights::{Doing, Flight};
+use super::path::Cause;
 use super::site::Site;
 use super::story::{Decision, Leg, PageEvent, Presence, Role, Story, Visit};
 use crate::observe::{Launch, Observer};
@@ -73,8 +74,17 @@ impl Watcher {
     fn sample(&mut self, now: Instant, request: RequestId) {
         if let Some(story) = self.stories.get(&request).filter(|story| story.is_here && !story.is_over) {
             let part = self.part(story);
-            if let Some(story) = self.stories.get_mut(&request) {
-                story.timeline.turn(now, part);
+            let Some(story) = self.stories.get_mut(&request) else { return };
+            story.timeline.turn(now, part);
+            let (Cause::Queue | Cause::Others, Some(worker), false) = (part.cause, part.worker, story.has_token) else {
+                return;
+            };
+            for (&op, flight) in &self.flights[worker as usize] {
+                if flight.what == Doing::Forward && story.waited_for.insert((worker, op)) {
+                    for (whose, tokens) in flight.runs.iter().filter(|(whose, _)| *whose != request) {
+                        *story.blockers.entry(*whose).or_default() += u64::from(*tokens);
+                    }
+                }
             }
         }
     }
@@ -229,7 +239,7 @@ impl Observer for Watcher {
 
     fn on_life(&mut self, now: Instant, worker: u32, epoch: Option<Epoch>) {
         self.site.lives(now, worker, epoch);
-        self.flights[worker as usize].clear();
+        self.cut(worker);
         let has_router = self.site.has_router;
         let concerned: Vec<RequestId> =
             self.stories.iter().filter(|(_, story)| story.legs.contains_key(&worker)).map(|(id, _)| *id).collect();

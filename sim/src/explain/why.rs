@@ -1,12 +1,12 @@
 //! From facts to sentences: what took the time, where the prompt came from, why the rest of it did not, what to do.
 
-use pd_core::event::{Miss, MissReason, Served};
+use pd_core::event::Served;
 use pd_core::sched::Hold;
 use pd_core::time::Instant;
 
 use super::path::Cause;
-use super::story::{MoveKind, PageEvent, Role, Visit};
-use super::{Explanation, Kin, advice, site};
+use super::story::{MoveKind, Visit};
+use super::{Explanation, Kin, advice, misses, site};
 use crate::record::End;
 use crate::words::{at, bytes, count, ms, plural, rate, requests};
 
@@ -28,7 +28,7 @@ pub(super) fn findings(e: &Explanation) -> Vec<Finding> {
     let mut all = vec![verdict(e)];
     all.extend(before(e));
     if let Some(served) = served(e) {
-        all.extend(served.misses.iter().filter(|miss| miss.tokens > 0).map(|miss| self::miss(e, served, *miss)));
+        all.extend(served.misses.iter().filter(|miss| miss.tokens > 0).map(|miss| misses::miss(e, served, *miss)));
     }
     all.extend(weighed(e));
     all.extend(troubles(e));
@@ -52,11 +52,19 @@ fn verdict(e: &Explanation) -> Finding {
         (None, Some(End::Finished(finish))) => format!("It never got a token: it ended with {finish:?}. "),
         (None, None) => "It had no token when the run ended. ".to_owned(),
     };
+    let refused = match record.end {
+        Some(End::Refused(refusal)) => advice::of_refusal(refusal),
+        Some(End::NotRouted(refusal)) => advice::of_route_refusal(refusal),
+        Some(End::Finished(_)) | None => None,
+    };
+    if refused.is_some() {
+        return Finding { text: text.trim_end().to_owned(), advice: refused.map(str::to_owned) };
+    }
     let Some((part, ns)) = e.ttft.longest() else {
         return found(text + "No time passed.");
     };
     let share = 100.0 * ns as f64 / (e.ttft.total_ns as f64).max(1.0);
-    text += &format!("{:.0} % of {goal} ({}) went into {}", share, ms(ns), part.cause.words(false));
+    text += &format!("{:.0} % of {goal} ({}) went into {}", share, ms(ns), part.cause.doing());
     if let Some(worker) = part.worker {
         text += &format!(" on worker {worker}");
     }
@@ -95,9 +103,10 @@ pub(super) fn detail(e: &Explanation, cause: Cause) -> Option<String> {
             let visit = story.visits.iter().find(|visit| visit.first.is_some())?;
             let first = visit.first?;
             let why = match first.hold {
-                Some(Hold::Device { forwards }) => {
-                    format!("{} in flight were of others", plural(u64::from(forwards), "forward"))
-                }
+                Some(Hold::Device { .. }) => match blockers(e) {
+                    Some(blockers) => format!("the GPU was busy with {blockers}"),
+                    None => "the GPU was busy with forwards of others".to_owned(),
+                },
                 Some(Hold::Running { max }) => format!("max_running_requests = {max} were admitted"),
                 Some(Hold::Leader { request }) => format!("request {request} was computing the same prefix"),
                 Some(Hold::Pages { needed, available }) => {
@@ -114,12 +123,12 @@ pub(super) fn detail(e: &Explanation, cause: Cause) -> Option<String> {
             format!("{ahead}{why} (on arrival {running} were running and {waiting} waiting)")
         }
         Cause::Scan => "a private L3 is listed after each start of its worker".to_owned(),
+        Cause::Others => blockers(e)?,
         Cause::Routing
         | Cause::Backoff
         | Cause::Away
         | Cause::Query
         | Cause::Room
-        | Cause::Others
         | Cause::Want
         | Cause::Handoff
         | Cause::Retracted
@@ -173,8 +182,8 @@ fn sharing(e: &Explanation, kind: MoveKind) -> String {
     let names: std::collections::BTreeSet<_> = e.story.moves_of(kind).flat_map(|one| &one.shared_with).collect();
     match (shared.len() as u64, names.is_empty()) {
         (0, _) => String::new(),
-        (many, true) => format!("; shared with {} of others", plural(many, "command")),
-        (many, false) => format!("; shared with {} of request {}", plural(many, "command"), requests(names)),
+        (many, true) => format!("; {} of others went on meanwhile", plural(many, "command")),
+        (_, false) => format!("; meanwhile those of request {} went on", requests(names)),
     }
 }
 
@@ -182,26 +191,45 @@ fn moved(e: &Explanation, kind: MoveKind) -> Option<String> {
     let (moved, pages, ns, commands) = traffic(e, kind)?;
     let first = e.story.moves_of(kind).next()?;
     let site = &e.site;
-    let limit = match (kind, first.to) {
-        (MoveKind::Push, Some(to)) => site.wire(first.worker, to).bytes_per_second.get(),
-        _ => site.workers[first.worker as usize].copy_in.bytes_per_second.get(),
-    };
-    let what = if kind == MoveKind::Push { "push" } else { "copy" };
-    let many = if commands == 1 {
-        format!("1 {what}")
-    } else {
-        format!("{commands} {what}{}", if what == "copy" { "s" } else { "es" })
-    };
-    let many = many.replace("copys", "copies");
-    Some(format!(
-        "{}, {} at {} in {many}; the link carries {}{}{}",
-        plural(u64::from(pages), "page"),
-        bytes(moved),
-        rate(moved, ns),
-        rate(limit, 1_000_000_000),
-        if kind == MoveKind::Push { ", layer by layer under the forwards" } else { "" },
-        sharing(e, kind)
-    ))
+    let pages = plural(u64::from(pages), "page");
+    let many = |one: &str, more: &str| if commands == 1 { format!("1 {one}") } else { format!("{commands} {more}") };
+    Some(match (kind, first.to) {
+        (MoveKind::Push, Some(to)) => {
+            let link = site.wire(first.worker, to);
+            let pieces = match first.pieces {
+                1 => String::new(),
+                pieces => format!(", each page and layer in {pieces} pieces since the layouts differ"),
+            };
+            format!(
+                "{pages}, {} in {} layer by layer under the forwards{pieces}; alone they take {} of the link ({}){}",
+                bytes(moved),
+                many("push", "pushes"),
+                ms(link.wire_ns(moved)),
+                rate(link.bytes_per_second.get(), 1_000_000_000),
+                sharing(e, kind)
+            )
+        }
+        _ => {
+            let limit = site.workers[first.worker as usize].copy_in.bytes_per_second.get();
+            format!(
+                "{pages}, {} at {} in {}; the link carries {}{}",
+                bytes(moved),
+                rate(moved, ns),
+                many("copy", "copies"),
+                rate(limit, 1_000_000_000),
+                sharing(e, kind)
+            )
+        }
+    })
+}
+
+/// Whose forwards it waited for, those of the most tokens first.
+fn blockers(e: &Explanation) -> Option<String> {
+    let mut order: Vec<_> = e.story.blockers.iter().collect();
+    order.sort_by_key(|(request, tokens)| (std::cmp::Reverse(**tokens), **request));
+    let tokens: u64 = order.iter().map(|(_, tokens)| **tokens).sum();
+    let names: Vec<_> = order.iter().map(|(request, _)| **request).collect();
+    (!order.is_empty()).then(|| format!("{} of request {}", plural(tokens, "token"), requests(&names)))
 }
 
 /// What had been there before, and what became of it.
@@ -209,12 +237,8 @@ fn before(e: &Explanation) -> Vec<Finding> {
     let mut all = Vec::new();
     let Some(visit) = e.story.computing() else { return all };
     let page_size = e.site.workers[visit.worker as usize].config.kv.page_size;
-    let Some(kin) = e.kin.first() else {
-        if !e.story.keys.is_empty() {
-            all.push(found("No earlier request begins with the same full page: its prompt was new to every cache."));
-        }
-        return all;
-    };
+    // A prompt that nobody had sent before is told of with its misses; one that was not admitted missed nothing.
+    let (Some(kin), Some(_)) = (e.kin.first(), visit.admitted) else { return all };
     let tokens = plural(u64::from(kin.pages) * u64::from(page_size), "token");
     let who = kin.worker.map_or_else(String::new, |worker| format!(" on worker {worker}"));
     all.push(found(format!(
@@ -270,7 +294,7 @@ fn storage(e: &Explanation, visit: &Visit) -> String {
         return " There is no L3 (hicache_storage) that would have outlived it.".to_owned();
     };
     let name = &e.site.stores[store as usize].name;
-    match worker.scan {
+    match worker.scans.get(&visit.life) {
         Some(scan) => {
             let rest = match (scan.foreign, scan.torn) {
                 (0, 0) => String::new(),
@@ -282,183 +306,6 @@ fn storage(e: &Explanation, visit: &Visit) -> String {
         }
         None => format!(" {name} outlived it."),
     }
-}
-
-/// Why some tokens were not served from a cache.
-fn miss(e: &Explanation, served: &Served, miss: Miss) -> Finding {
-    let tokens = plural(u64::from(miss.tokens), "token");
-    let visit = e.story.computing();
-    let worker = visit.map(|visit| &e.site.workers[visit.worker as usize]);
-    let page_size = worker.map_or(1, |worker| worker.config.kv.page_size);
-    let asked = visit.map_or(e.ended, |visit| visit.admitted.unwrap_or(visit.at));
-    let share = format!("{tokens} of {}", count(u64::from(served.prompt)));
-    let plan = visit.and_then(|visit| visit.plan);
-    let text = match miss.reason {
-        MissReason::PartialPage => {
-            format!("{tokens} behind the last full page (page_size {page_size}): only full pages are kept")
-        }
-        MissReason::LastToken => {
-            format!("{tokens} of the last page, which has to be computed for the logits of its last token")
-        }
-        MissReason::NothingStored => format!("{share} were in no tier{}", nothing_stored(e, asked)),
-        MissReason::Hole { page } => return hole(e, page, page_size, &share, asked),
-        MissReason::TooShort { threshold } => {
-            format!("{share} are in L3, but fewer than prefetch_threshold = {threshold}: reading them was not tried")
-        }
-        MissReason::Revoked => format!(
-            "{share} are in L3, but best_effort stopped waiting{} when they could have been computed in the time",
-            plan.and_then(|plan| plan.blocked_at).map_or_else(String::new, |since| format!(" (since {})", at(since)))
-        ),
-        MissReason::Timeout => format!(
-            "{share} are in L3, but did not arrive in time{}",
-            visit
-                .and_then(|visit| visit.patience)
-                .map_or_else(String::new, |until| format!(": the policy waited until {}", at(until)))
-        ),
-        MissReason::HostMemory => format!("{share} are in L3, but L2 had no page to receive them"),
-        MissReason::Capacity => format!("{share} are in L3, but as much of L2 as prefetch_capacity allows was in use"),
-        MissReason::Checksum => format!("{share}: their objects in L3 failed their check"),
-        MissReason::Namespace => format!(
-            "{share}: L3 has only pages of another namespace{}. A namespace is model, dtype, page_size and layout: KV \
-             of one is never taken for KV of another",
-            worker
-                .and_then(|worker| worker.scan)
-                .map_or_else(String::new, |scan| format!(" ({} were skipped)", plural(scan.foreign, "object")))
-        ),
-        MissReason::StorageFailed => format!("{share}: L3 could not be read{}", failures(e)),
-        MissReason::Vanished => format!("{share} were expected in L3 and are gone{}", failures(e)),
-        MissReason::Recompute => format!(
-            "{share} are in a lower tier, but computing them was estimated to be faster{}",
-            plan.and_then(|plan| plan.weighed)
-                .or_else(|| visit.and_then(|visit| visit.prospect).and_then(|prospect| prospect.weighed))
-                .map_or_else(String::new, |weighed| format!(
-                    " ({} against {} for the fetch)",
-                    ms(weighed.compute_ns),
-                    ms(weighed.fetch_ns)
-                ))
-        ),
-        MissReason::LoadBackMinimum => {
-            format!("{share} are in L2, but fewer than load_back_threshold: copying them back was not worth it")
-        }
-        MissReason::Evicted => format!(
-            "{share} had been dropped from L1 and L2 for want of room{}",
-            if worker.is_some_and(|worker| worker.store.is_none()) { ", and there is no L3" } else { "" }
-        ),
-    };
-    let advice = match miss.reason {
-        MissReason::NothingStored => nothing_advice(e),
-        reason => advice::of_miss(reason).filter(|_| miss.tokens > page_size).map(str::to_owned),
-    };
-    Finding { text: text + ".", advice }
-}
-
-/// What is known of tokens that nobody has, behind "in no tier".
-fn nothing_stored(e: &Explanation, asked: Instant) -> String {
-    if e.kin.is_empty() {
-        return ": nobody had sent them before".to_owned();
-    }
-    let wiped = e.story.history.values().flatten().filter(|(when, event)| *event == PageEvent::Wiped && *when <= asked);
-    if let Some((when, _)) = wiped.max_by_key(|(when, _)| *when) {
-        let pages = e.story.stored_at(Instant(when.0.saturating_sub(1)));
-        return format!(
-            "; L3 held {} of this prompt until it was emptied at {}",
-            plural(u64::from(pages), "page"),
-            at(*when)
-        );
-    }
-    let stored = e.story.stored_at(asked);
-    let is_off = e.story.computing().is_some_and(|visit| e.site.workers[visit.worker as usize].store.is_none());
-    match (stored, is_off) {
-        (_, true) => "; there is no L3".to_owned(),
-        (0, false) => "; they had never reached L3".to_owned(),
-        (pages, false) => format!("; L3 held {} of this prompt", plural(u64::from(pages), "page")),
-    }
-}
-
-fn nothing_advice(e: &Explanation) -> Option<String> {
-    let visit = e.story.computing()?;
-    let has_store = e.site.workers[visit.worker as usize].store.is_some();
-    let was_known = !e.kin.is_empty();
-    let was_wiped = e.story.history.values().flatten().any(|(_, event)| *event == PageEvent::Wiped);
-    let again = e
-        .story
-        .history
-        .values()
-        .flatten()
-        .filter(|(when, event)| *when > visit.at && matches!(event, PageEvent::Persisted { .. }));
-    match (was_known, has_store, was_wiped) {
-        (true, false, _) => Some("hicache_storage gives the worker an L3 that outlives it".to_owned()),
-        (true, true, true) => {
-            let written = again.count() as u64;
-            Some(format!(
-                "a disk that was lost cannot be helped; the prompt was stored again ({} written after it)",
-                plural(written, "page")
-            ))
-        }
-        (true, true, false) => {
-            Some("hicache_write_policy = \"write_through\" writes pages down as soon as they are complete".to_owned())
-        }
-        (false, _, _) => None,
-    }
-}
-
-/// A page that is missing before others.
-fn hole(e: &Explanation, page: u32, page_size: u32, share: &str, asked: Instant) -> Finding {
-    let first = u64::from(page) * u64::from(page_size);
-    let behind = e.story.stored_at(asked).saturating_sub(page);
-    let since = e.story.last_event(page, asked);
-    let how = match since {
-        Some((when, PageEvent::Removed)) => format!("it was removed at {}, by the script", at(when)),
-        Some((when, PageEvent::Torn)) => {
-            format!("its object was cut short at {}, by the script, and failed its check", at(when))
-        }
-        Some((when, PageEvent::Discarded { worker })) => {
-            format!("worker {worker} discarded it at {} for its quota", at(when))
-        }
-        Some((when, PageEvent::Wiped)) => format!("the store was emptied at {}", at(when)),
-        Some((when, PageEvent::FetchFailed { worker, fault })) => {
-            format!("worker {worker} could not read it at {} ({fault:?})", at(when))
-        }
-        Some((when, PageEvent::PersistFailed { worker, fault })) => {
-            format!("worker {worker} could not write it at {} ({fault:?})", at(when))
-        }
-        Some((when, PageEvent::Persisted { .. } | PageEvent::Fetched { .. })) => {
-            format!("it was last seen there at {}", at(when))
-        }
-        None => "it had never been written".to_owned(),
-    };
-    let healed = e
-        .story
-        .history
-        .get(&page)
-        .into_iter()
-        .flatten()
-        .find(|(when, event)| *when > asked && matches!(event, PageEvent::Persisted { .. }));
-    let text = format!(
-        "Page {page} of the prompt (tokens {} to {}) is missing in L3: {how}. {} behind it are there, but KV is of use \
-         only together with all of it before, so {share} were computed.",
-        count(first),
-        count(first + u64::from(page_size) - 1),
-        plural(u64::from(behind), "page"),
-    );
-    let cause = match since {
-        Some((_, PageEvent::Discarded { .. })) => "raise the quota (hicache_storage max_tokens)",
-        Some((_, PageEvent::PersistFailed { .. } | PageEvent::FetchFailed { .. })) => "look at the disk",
-        Some(_) => "pd writes and removes chains from the right end: find who else changes this store",
-        None => "hicache_write_policy = \"write_through\" writes pages as soon as they are complete",
-    };
-    let advice = match healed {
-        Some((when, _)) => format!("nothing for this prompt: the page was written again at {}; {cause}", at(*when)),
-        None => cause.to_owned(),
-    };
-    Finding { text, advice: Some(advice) }
-}
-
-fn failures(e: &Explanation) -> String {
-    let failed: Vec<_> = e.story.moves.iter().flat_map(|one| &one.failed).collect();
-    failed.first().map_or_else(String::new, |(page, fault)| {
-        format!(" ({} failed, the first of them page {page} with {fault:?})", plural(failed.len() as u64, "page"))
-    })
 }
 
 /// Fetch or compute: what was weighed.
@@ -530,11 +377,6 @@ fn stalls(e: &Explanation) -> Option<Finding> {
         ),
         advice: advice::of_cause(Cause::Others, None, false).map(str::to_owned),
     })
-}
-
-/// Where it came to, and as what.
-pub(super) fn visits(e: &Explanation) -> Vec<(Role, u32)> {
-    e.story.visits.iter().map(|visit| (visit.role, visit.worker)).collect()
 }
 
 /// Share of the disk's rate from which on it is the limit.

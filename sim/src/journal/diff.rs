@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::rc::Rc;
 
+use pd_core::codec::Codec;
 use pd_core::id::Epoch;
 use pd_core::op::{Input, Output};
 use pd_core::router::{RouterInput, RouterOutput};
@@ -257,14 +258,14 @@ fn first(
 ) -> FirstDifference {
     let fields = match (&one, &other) {
         (Some(Record::Step(one)), Some(Record::Step(other))) if kind == Kind::Input => match (&one.told, &other.told) {
-            (Told::Worker(one), Told::Worker(other)) => differences(one, other, FIELDS_SHOWN),
-            (Told::Router(one), Told::Router(other)) => differences(one, other, FIELDS_SHOWN),
+            (Told::Worker(one), Told::Worker(other)) => fields(one, other),
+            (Told::Router(one), Told::Router(other)) => fields(one, other),
             (Told::Worker(_), Told::Router(_)) | (Told::Router(_), Told::Worker(_)) => Vec::new(),
         },
         (Some(Record::Step(one)), Some(Record::Step(other))) if kind == Kind::Outputs => {
             match (&one.asked, &other.asked) {
-                (Some(Asked::Worker(one)), Some(Asked::Worker(other))) => differences(one, other, FIELDS_SHOWN),
-                (Some(Asked::Router(one)), Some(Asked::Router(other))) => differences(one, other, FIELDS_SHOWN),
+                (Some(Asked::Worker(one)), Some(Asked::Worker(other))) => fields(one, other),
+                (Some(Asked::Router(one)), Some(Asked::Router(other))) => fields(one, other),
                 _ => Vec::new(),
             }
         }
@@ -278,6 +279,12 @@ fn first(
         .filter(|(_, steps)| !steps.is_empty())
         .collect();
     FirstDifference { kind, one, other, fields, before }
+}
+
+/// Fields that differ in the codec's form: what only one process knows of a value (buffers that come back) does not count.
+fn fields<T: Codec + fmt::Debug>(one: &T, other: &T) -> Vec<Difference> {
+    let plain = |value: &T| T::from_bytes(&value.to_bytes()).expect("what was encoded can be decoded");
+    differences(&plain(one), &plain(other), FIELDS_SHOWN)
 }
 
 fn past_of(step: &StepRecord) -> Past {

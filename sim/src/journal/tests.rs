@@ -2,10 +2,11 @@
 
 use std::num::NonZeroU64;
 
+use pd_core::batch::{Batch, Run};
 use pd_core::config::{KvConfig, Mode, SchedConfig, TransferConfig, WorkerConfig};
 use pd_core::event::{Event, KvChange, Tier};
 use pd_core::id::{Epoch, GpuPage, OpId, PageKey, RequestId, Token, WorkerId};
-use pd_core::op::{Command, Outcome, Run};
+use pd_core::op::{Command, Outcome};
 use proptest::prelude::*;
 
 use super::*;
@@ -31,22 +32,16 @@ fn router_life() -> Life {
 
 fn step(at: u64, number: u64) -> Record {
     let op = OpId { epoch: Epoch(2), seq: number };
-    let run = Run {
-        request: RequestId(number),
-        start: 100,
-        count: 1,
-        sample: true,
-        table_from: 7,
-        pages: vec![GpuPage(number as u32)],
-    };
+    let mut batch = Batch::default();
+    batch.push(Run::new(RequestId(number), 100, 1, true, 7), &[GpuPage(number as u32)]);
     let asked = vec![
-        Output::Start { op, after: Vec::new(), command: Command::Forward(vec![run]) },
+        Output::Start { op, after: Vec::new(), command: Command::Forward(Box::new(batch)) },
         Output::Emit { request: RequestId(number), event: Event::Token(Token(9)) },
     ];
     Record::Step(Box::new(StepRecord {
         at: Instant(at),
         who: Who::Worker(3),
-        told: Told::Worker(Input::Done { op, outcome: Outcome::Sampled(vec![Token(4)]) }),
+        told: Told::Worker(Input::Done { op, outcome: Outcome::Sampled([Token(4)].into_iter().collect()) }),
         outputs: fingerprint(&asked),
         asked: Some(Asked::Worker(asked)),
     }))

@@ -16,6 +16,7 @@
 mod client;
 mod coast;
 mod life;
+mod look;
 mod shell;
 #[cfg(test)]
 mod tests;
@@ -36,7 +37,7 @@ use crate::lane::{Depot, Fabric, LaneSpec, Letter, Mark, Place, Way, WireEnd};
 use crate::link::{FlowId, LinkId, Path};
 use crate::memory::{Memory, Violation};
 use crate::node::{Node, Serve};
-use crate::observe::{Launch, Observer};
+use crate::observe::Observer;
 use crate::record::{Outcome, StoreRecord};
 use crate::setup::{Action, LinkSetup, PagesOf, Setup, WorkerSetup};
 use crate::store::Store;
@@ -186,12 +187,7 @@ impl<M: Serve> WorldOf<M> {
 
     /// Starts all workers and puts the script and the first arrivals into the queue.
     pub fn begin(&mut self) {
-        if let Some(router) = &self.router {
-            let machine = &router.pump.machine;
-            for observer in &mut self.observers {
-                observer.on_launch(self.now, Launch::Router { config: machine.config(), cost: machine.cost() });
-            }
-        }
+        self.tell_router();
         for node in 0..self.nodes.len() as u32 {
             self.start(node);
         }

@@ -10,6 +10,7 @@ use pd_core::router::{Ask, Route, RouteFault, RouterInput, RouterOutput};
 use super::WorldOf;
 use crate::lane::{Mark, Text};
 use crate::node::Serve;
+use crate::observe::Launch;
 use crate::record::End;
 
 impl<M: Serve> WorldOf<M> {
@@ -45,6 +46,15 @@ impl<M: Serve> WorldOf<M> {
             }
         }
         self.arm_arrival();
+    }
+
+    /// Tells the observers what the router is made of.
+    pub(super) fn tell_router(&mut self) {
+        let Some(router) = &self.router else { return };
+        let machine = &router.pump.machine;
+        for observer in &mut self.observers {
+            observer.on_launch(self.now, Launch::Router { config: machine.config(), cost: machine.cost() });
+        }
     }
 
     pub(super) fn arm_arrival(&mut self) {
