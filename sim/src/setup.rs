@@ -164,8 +164,6 @@ pub struct Setup {
     pub linger: Duration,
     /// Recount all invariants after each step, and check what pages hold.
     pub check: bool,
-    /// Keep all inputs of all workers, for a replay.
-    pub journal: bool,
 }
 
 impl Setup {
@@ -185,7 +183,6 @@ impl Setup {
             until: None,
             linger: Duration::ZERO,
             check: false,
-            journal: false,
         }
     }
 

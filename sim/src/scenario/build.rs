@@ -109,7 +109,6 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
         until: file.until.map(|until| Instant::ZERO + until.0),
         linger: LINGER,
         check: file.check,
-        journal: false,
     };
     let places = setup.places();
     for event in &file.event {
