@@ -28,6 +28,7 @@ use pd_core::op::Prompt;
 use pd_core::rng::{Rng, Stream};
 use pd_core::time::Instant;
 
+use crate::scenario::error::nearest;
 use crate::trace::{TOKENS_MAX, TraceError};
 
 pub use config::{
@@ -185,6 +186,9 @@ impl Loads {
     /// If `cx.index` is not 0.
     pub fn new(configs: &[LoadConfig], cx: &Context<'_>) -> Result<Self, LoadError> {
         assert!(cx.index == 0, "ordinals name their load by its place");
+        for (index, config) in (0..).zip(configs) {
+            check_prefixes(config, configs, &Context { index, ..*cx })?;
+        }
         let load = |(index, config)| Load::new(config, &Context { index, ..*cx });
         let mut loads = (cx.index..).zip(configs).map(load).collect::<Result<Vec<_>, _>>()?;
         let next = loads.iter_mut().map(Load::next_arrival).collect();
@@ -244,6 +248,24 @@ impl Context<'_> {
             }
         }
     }
+}
+
+/// Checks that what a list's prompts begin with is a content that some request of some load has: a misspelt name would
+/// be a prefix that nobody shares.
+fn check_prefixes(config: &LoadConfig, all: &[LoadConfig], cx: &Context<'_>) -> Result<(), LoadError> {
+    let LoadConfig::List(list) = config else { return Ok(()) };
+    let known = || all.iter().flat_map(LoadConfig::contents);
+    for prefix in list.requests.iter().filter_map(|request| request.prefix.as_ref()) {
+        if known().any(|name| name == prefix.of) {
+            continue;
+        }
+        let hint = match nearest(&prefix.of, known()) {
+            Some(near) => format!("did you mean \"{near}\"?"),
+            None => "give a request content = \"...\" of that name".to_owned(),
+        };
+        return Err(cx.error("prefix", format!("no request has the content \"{}\"; {hint}", prefix.of)));
+    }
+    Ok(())
 }
 
 fn ordinal(index: u32, count: u32) -> u64 {

@@ -227,7 +227,7 @@ fn errors_of_a_table_say_what_is_wrong() {
     load 0: prefixes: all weights are 0; expected one above
     load 0: prompt_tokens: may come to 16777221 tokens; expected 1 to 16777216 in all
     load 0: turns: may come to 167772169 tokens; expected 1 to 16777216 in all
-    load 0: prefix: content "A" began otherwise in an earlier request; the same name is the same tokens
+    load 0: prefix: no request has the content "Z"; give a request content = "..." of that name
     load 0: prefix: content "A" began otherwise in an earlier request; the same name is the same tokens
     load 0: pad: needs a trace whose contents are blocks
     load 0: speed: is 0; expected 0.000001 to 1000000000

@@ -1,9 +1,10 @@
 //! What a run has shown, twice: flat values by name (for gates and `--json`) and a page that a person can read.
 
 mod limits;
+mod names;
 mod page;
 
-use pd_core::event::Served;
+use pd_core::event::{Finish, Served};
 use pd_core::metrics::Metrics;
 
 use crate::link::LinkUse;
@@ -12,6 +13,7 @@ use crate::scenario::expect::Values;
 use crate::stats::{Samples, Summary};
 
 pub use self::limits::what_limits;
+pub use self::names::Names;
 pub use self::page::page;
 
 /// Requests up to which a report has values and a line for each of them.
@@ -142,7 +144,9 @@ pub fn values(outcome: &Outcome) -> Values {
     put("requests.finished", count(Record::is_complete));
     put("requests.refused", count(|record| matches!(record.end, Some(End::Refused(_) | End::NotRouted(_)))));
     put("requests.unfinished", count(|record| record.end.is_none()));
-    put("requests.failed", count(|record| matches!(record.end, Some(End::Finished(_))) && !record.is_complete()));
+    put("requests.failed", count(|record| matches!(record.end, Some(End::Finished(Finish::Failed(_))))));
+    put("requests.cancelled", count(|record| record.end == Some(End::Finished(Finish::Cancelled))));
+    put("requests.late", count(|record| record.end == Some(End::Finished(Finish::Deadline))));
     put("requests.retries", requests.iter().map(|record| f64::from(record.retries)).sum());
     put("requests.retractions", requests.iter().map(|record| f64::from(record.retractions)).sum());
     let output: u64 = requests.iter().map(|record| u64::from(record.tokens)).sum();
@@ -272,7 +276,20 @@ pub fn json(name: &str, outcome: &Outcome, values: &Values, broken: &[crate::sce
 
 #[cfg(test)]
 mod tests {
-    use super::word;
+    use pd_core::event::{Failure, Finish};
+
+    use super::{names, values, word};
+    use crate::record::End;
+
+    #[test]
+    fn who_went_away_or_was_late_did_not_fail() {
+        let count = |finish, name: &str| values(&names::one_request(End::Finished(finish)))[name];
+        assert_eq!(count(Finish::Cancelled, "requests.cancelled"), 1.0);
+        assert_eq!(count(Finish::Cancelled, "requests.failed"), 0.0);
+        assert_eq!(count(Finish::Deadline, "requests.late"), 1.0);
+        assert_eq!(count(Finish::Deadline, "requests.failed"), 0.0);
+        assert_eq!(count(Finish::Failed(Failure::Memory), "requests.failed"), 1.0);
+    }
 
     #[test]
     fn names_of_variants_become_words() {

@@ -44,9 +44,7 @@ const LINGER: Duration = Duration::from_secs(30);
 /// # Errors
 /// The first thing that is wrong.
 pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
-    // The library of the scenario's own folder or of one above it; else that of a checkout.
-    let root = folder.ancestors().find(|above| above.join("hw").is_dir()).unwrap_or_else(|| Path::new("scenarios"));
-    let library = Library::new(root);
+    let library = Library::of_folder(folder).map_err(|error| named("model", &error))?;
     let model = library.model(&file.model).map_err(|error| named("model", &error))?;
     let wires = Wires::new(&library, &file.network)?;
     match file.worker.iter().map(|group| u64::from(group.count)).sum() {
@@ -322,6 +320,9 @@ impl<'a> Group<'a> {
                 overlap: !table.disable_overlap_schedule,
                 reserve_steps: table.reserve_steps.unwrap_or(sched.reserve_steps),
                 default_deadline: table.request_timeout.map_or(sched.default_deadline, |span| span.0),
+                context_length: table
+                    .context_length
+                    .map_or(self.model.context_tokens_max, |count| u32::try_from(count.0).unwrap_or(u32::MAX)),
                 ..sched
             },
             transfer: TransferConfig {
@@ -479,8 +480,6 @@ fn router(
 
 impl From<ConfigError> for Problem {
     fn from(error: ConfigError) -> Self {
-        let message = error.to_string();
-        let ConfigError::Range { key, .. } = error;
-        Self::at(key, message)
+        Self::at(error.key(), error.to_string())
     }
 }

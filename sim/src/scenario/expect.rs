@@ -87,6 +87,12 @@ impl Gate {
         Ok(Self { name: name.to_owned(), relation, bound })
     }
 
+    /// The name of the value that it is about.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// True if the value satisfies the gate.
     #[must_use]
     pub fn holds(&self, value: f64) -> bool {

@@ -18,6 +18,7 @@ use toml::{Table, Value};
 use self::error::{ScenarioError, nearest};
 use self::expect::Gate;
 use self::schema::File;
+use crate::report::Names;
 use crate::setup::Setup;
 
 /// One run that a file describes: the file itself, or one of its variants.
@@ -125,6 +126,13 @@ fn case(
         }
         error
     })?;
+    let names = Names::of(&setup);
+    for gate in &gates {
+        names.check(gate.name()).map_err(|problem| {
+            ScenarioError::new(path, format!("{name}: [expect] \"{}\": {problem}", gate.name()))
+                .at_key(text, gate.name())
+        })?;
+    }
     if overrides.until.is_some() {
         setup.until = overrides.until;
     }
