@@ -169,7 +169,7 @@ pub fn values(outcome: &Outcome) -> Values {
     put("hits.storage_tokens", hits.storage as f64);
     put("hits.rate_percent", 100.0 * hits.cached() as f64 / (hits.prompt as f64).max(1.0));
     put("transfers.count", outcome.transfers.len() as f64);
-    put("transfers.bytes", outcome.transfers.iter().map(|transfer| transfer.bytes as f64).sum());
+    put("transfers.bytes", outcome.transfers.iter().map(|transfer| transfer.bytes).sum::<u64>() as f64);
 
     let latencies = Latencies::of(outcome);
     for (name, summary) in [

@@ -108,8 +108,8 @@ fn case(
     file.seed = overrides.seed.unwrap_or(file.seed);
     let mut gates = Vec::new();
     for (key, gate) in &file.expect {
-        gates.push(
-            Gate::parse(key, gate)
+        gates.extend(
+            Gate::parse_all(key, gate)
                 .map_err(|problem| ScenarioError::new(path, format!("[expect]: {problem}")).at_key(text, key))?,
         );
     }
