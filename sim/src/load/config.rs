@@ -254,6 +254,12 @@ pub struct ListRequest {
     /// The prompt begins with the first tokens of another content, and goes on with its own. Holds for the content's
     /// name from here on.
     pub prefix: Option<ListPrefix>,
+    /// LoRA adapter; a namespace of its own.
+    #[serde(default)]
+    pub lora: String,
+    /// The tenant's cache salt; a namespace of its own.
+    #[serde(default)]
+    pub salt: String,
     /// Larger is more urgent.
     pub priority: Option<i32>,
 }

@@ -23,7 +23,7 @@ use std::path::Path;
 
 use thiserror::Error;
 
-use pd_core::id::PageKey;
+use pd_core::key::Namespace;
 use pd_core::op::Prompt;
 use pd_core::rng::{Rng, Stream};
 use pd_core::time::Instant;
@@ -88,10 +88,8 @@ pub struct Context<'a> {
     pub seed: u64,
     /// Index of the load among those of the run; tells their streams, contents and ordinals apart.
     pub index: u32,
-    /// Root key of the namespace that prompts belong to.
-    pub root: PageKey,
-    /// Tokens per page of that namespace.
-    pub page_size: u32,
+    /// The namespace that prompts belong to, unless they say otherwise; its page size is that of their keys.
+    pub namespace: &'a Namespace,
     /// Where relative names of traces start.
     pub directory: &'a Path,
 }
@@ -224,7 +222,7 @@ impl Context<'_> {
     }
 
     fn chain(&self) -> Chain {
-        Chain::new(self.root, self.page_size)
+        Chain::new(self.namespace.root(), self.namespace.page_size)
     }
 
     fn error(&self, key: &'static str, problem: impl Into<String>) -> LoadError {

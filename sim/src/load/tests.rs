@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pd_core::id::Token;
+use pd_core::id::{PageKey, Token};
 use pd_core::key::page_key;
 
 use super::*;
@@ -304,7 +304,8 @@ fn traces() -> std::path::PathBuf {
 
 fn try_loads(text: &str, seed: u64, page_size: u32) -> Result<Loads, String> {
     let tables: Tables = toml::from_str(text).map_err(|error| error.message().to_owned())?;
-    let cx = Context { seed, index: 0, root: PageKey(1), page_size, directory: &traces() };
+    let namespace = Namespace { page_size, ..Namespace::default() };
+    let cx = Context { seed, index: 0, namespace: &namespace, directory: &traces() };
     Loads::new(&tables.load, &cx).map_err(|error| error.to_string())
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pd_core::config::{ConfigError, KvConfig, Mode, SchedConfig, StorageMode, TransferConfig, WorkerConfig};
 use pd_core::cost::{Cost, LinkCost, Model};
-use pd_core::id::{Epoch, PageKey, WorkerId};
+use pd_core::id::{Epoch, WorkerId};
 use pd_core::key::Namespace;
 use pd_core::message::Layout;
 use pd_core::router::RouterConfig;
@@ -92,7 +92,8 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
     }
     script.sort_by_key(|(at, _)| *at);
     let latency_ns = nanos(file.network.control_latency.0);
-    let prompts = super::loads::Prompts { root: workers[0].config.kv.root, page_size: workers[0].config.kv.page_size };
+    let first = &workers[0].config;
+    let prompts = namespace(&model, &first.transfer.layout.dtype, first.kv.page_size);
     if workers.iter().any(|worker| worker.config.kv.page_size != prompts.page_size) && !file.load.is_empty() {
         // Requests are keyed once, for the page size of the first worker; others could never find a page.
         return Err(Problem::at("page_size", "all workers of a deployment have the same page_size"));
@@ -104,7 +105,7 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
         router,
         router_latency_ns: latency_ns,
         load_report: Duration::ZERO,
-        loads: super::loads::sources(&file.load, file.seed, folder, prompts)
+        loads: super::loads::sources(&file.load, file.seed, folder, &prompts)
             .map_err(|message| Problem { message, key: Some("load") })?,
         answer: super::loads::ANSWER,
         script,
@@ -259,7 +260,7 @@ impl<'a> Group<'a> {
             page_bytes,
             gpu_pages,
             host_pages,
-            root: namespace(&model, &table.dtype, page_size),
+            root: namespace(&model, &table.dtype, page_size).root(),
             device_eviction: table.radix_eviction_policy,
             host_eviction: table.hicache_eviction_policy,
             host_policy: table.hicache_host_policy,
@@ -417,7 +418,7 @@ fn scaled(cost: LinkCost, tp: u32) -> LinkCost {
     LinkCost { bytes_per_second: NonZeroU64::new(rate).unwrap_or(cost.bytes_per_second), ..cost }
 }
 
-pub(super) fn namespace(model: &Model, dtype: &str, page_size: u32) -> PageKey {
+pub(super) fn namespace(model: &Model, dtype: &str, page_size: u32) -> Namespace {
     Namespace {
         model: model.name.clone(),
         dtype: dtype.to_owned(),
@@ -425,7 +426,6 @@ pub(super) fn namespace(model: &Model, dtype: &str, page_size: u32) -> PageKey {
         layout: "page_first".to_owned(),
         ..Namespace::default()
     }
-    .root()
 }
 
 /// Checks what no worker can know of itself.

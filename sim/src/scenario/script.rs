@@ -52,7 +52,7 @@ pub(super) fn action(
                 Some(dtype) => {
                     kv_bytes(dtype)?;
                     let page_size = file.worker.first().map_or(64, |group| group.page_size);
-                    let root = namespace(model, dtype, page_size);
+                    let root = namespace(model, dtype, page_size).root();
                     Some(Box::new(Change { root: Some(root), config: None }))
                 }
             },
