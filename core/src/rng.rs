@@ -34,6 +34,26 @@ pub enum Stream {
     Think = 23,
     /// Service times of queueing oracles.
     Service = 24,
+    /// Messages that are dropped.
+    Drop = 25,
+    /// Messages that come twice.
+    Duplicate = 26,
+    /// Messages that are overtaken.
+    Reorder = 27,
+    /// Messages that are late.
+    Delay = 28,
+    /// Reads and writes of a disk that fail.
+    DiskError = 29,
+    /// Writes that are cut short.
+    TornWrite = 30,
+    /// Objects that rot.
+    BitRot = 31,
+    /// Writes that go elsewhere.
+    MisdirectedWrite = 32,
+    /// Messages that make no sense.
+    Nonsense = 33,
+    /// Clients that go away.
+    Disconnect = 34,
 }
 
 /// A deterministic generator (ChaCha8), equal on every platform.

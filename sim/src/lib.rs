@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod disk;
+pub mod fault;
 pub mod hardware;
 pub mod heap;
 pub mod journal;

@@ -14,6 +14,7 @@ use pd_core::router::LoadReport;
 use pd_core::time::Instant;
 use pd_core::worker::Worker;
 
+use crate::fault::{Clock, Speed};
 use crate::journal::{Journal, Watch};
 use crate::lane::{LaneSpec, LaneUse, Lanes};
 use crate::record::WorkerRecord;
@@ -62,8 +63,12 @@ pub struct Node<M: Serve> {
     pub(crate) tick_at: Option<Instant>,
     /// Ticks in a row at the same instant.
     pub(crate) ticks: u32,
-    /// The life of each worker as far as this one has been told.
-    pub(crate) seen: Vec<Option<Epoch>>,
+    /// The life of each worker as far as this one has been told, and which connection to it.
+    pub(crate) seen: Vec<Option<(Epoch, u32)>>,
+    /// What time it is there.
+    pub(crate) clock: Clock,
+    /// What slows its device down.
+    pub(crate) slow: Vec<(u32, Speed)>,
     /// What earlier lives did.
     past: WorkerRecord,
     digest: Digest,
@@ -91,6 +96,8 @@ impl<M: Serve> Node<M> {
             tick_at: None,
             ticks: 0,
             seen: vec![None; workers],
+            clock: Clock::default(),
+            slow: Vec::new(),
             past: WorkerRecord::default(),
             digest: Digest::new(),
             has_journal,
@@ -103,6 +110,7 @@ impl<M: Serve> Node<M> {
         let watch = Watch { is_checking, journal: self.has_journal.then(Journal::default) };
         self.pump = Some(Pump::new(M::launch(self.config.clone(), self.cost.clone()), watch));
         self.lanes = Lanes::new(self.spec.clone(), self.config.epoch);
+        self.lanes.set_slow(&self.slow);
         self.seen.fill(None);
         self.past.lives += 1;
     }

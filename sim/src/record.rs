@@ -65,6 +65,17 @@ pub enum End {
     Refused(Refusal),
     /// The router did not send it anywhere (any more).
     NotRouted(RouteRefusal),
+    /// The router died with its connection to the client, or was not there.
+    RouterLost,
+}
+
+/// A line of the script that hit nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Idle {
+    /// When its time came, or would have come.
+    pub at: Instant,
+    /// Its `do`.
+    pub what: &'static str,
 }
 
 /// What one worker did, over all of its lives.
@@ -120,6 +131,8 @@ pub struct Outcome {
     pub stores: Vec<StoreRecord>,
     /// What must never happen, and did. Empty unless checked.
     pub violations: Vec<Violation>,
+    /// Lines of the script that hit nothing: what they were to show, the run does not show.
+    pub idle: Vec<Idle>,
     /// Messages and submits that found their receiver gone.
     pub lost_letters: u64,
     /// Fingerprint of the run: all steps of all machines and all records.
@@ -162,6 +175,7 @@ impl Record {
             Some(End::Finished(finish)) => digest.value(&finish),
             Some(End::Refused(refusal)) => digest.value(&refusal),
             Some(End::NotRouted(refusal)) => digest.value(&refusal),
+            Some(End::RouterLost) => digest.word(1),
         }
         for count in [self.prompt_tokens, self.limit, self.tokens, self.retries, self.retractions] {
             digest.word(u64::from(count));

@@ -4,15 +4,16 @@
 
 use std::time::Duration;
 
-use pd_core::config::WorkerConfig;
+use pd_core::config::{Mode, WorkerConfig};
 use pd_core::cost::{Cost, LinkCost};
-use pd_core::event::Control;
-use pd_core::id::{PageKey, RequestId, Token};
+use pd_core::id::Token;
 use pd_core::op::Prompt;
 use pd_core::router::RouterConfig;
 use pd_core::time::Instant;
 
 use crate::disk::DiskSpec;
+use crate::fault::Places;
+pub use crate::fault::{Action, Change};
 
 /// One worker and the machine it runs on.
 #[derive(Clone, Debug)]
@@ -39,6 +40,8 @@ pub struct WorkerSetup {
     pub store: Option<u32>,
     /// Time of a message from it to anybody.
     pub control_latency_ns: u64,
+    /// When its first life begins.
+    pub start: Instant,
 }
 
 /// How long forwards take.
@@ -96,91 +99,6 @@ pub struct StoreSetup {
     pub query_ns: u64,
     /// Most bytes in it.
     pub bytes_max: Option<u64>,
-}
-
-/// Something that the script does at its time.
-#[derive(Clone, Debug)]
-pub enum Action {
-    /// The process of a worker ends and starts again later, with the next epoch. L1 and L2 are lost, L3 stays.
-    Restart {
-        /// Index of the worker.
-        worker: u32,
-        /// How long it is away.
-        down_for: Duration,
-        /// What is different afterwards.
-        change: Option<Box<Change>>,
-    },
-    /// The machine of a worker fails for good; what its store had not made durable is kept, torn or lost.
-    Crash {
-        /// Index of the worker.
-        worker: u32,
-    },
-    /// Pages vanish from a store behind everybody's back.
-    StoreRemove {
-        /// Index of the store.
-        store: u32,
-        /// Which.
-        pages: PagesOf,
-    },
-    /// Objects are cut short.
-    StoreTear {
-        /// Index of the store.
-        store: u32,
-        /// Which.
-        pages: PagesOf,
-    },
-    /// Everything vanishes from a store.
-    StoreWipe {
-        /// Index of the store.
-        store: u32,
-    },
-    /// The client of a request goes away.
-    Cancel {
-        /// Which.
-        request: RequestId,
-    },
-    /// An operator's order.
-    Control {
-        /// Index of the worker.
-        worker: u32,
-        /// Which.
-        control: Control,
-    },
-    /// A link becomes slower or faster; 0 stops it.
-    SetLink {
-        /// Its name.
-        name: String,
-        /// What it carries from here on.
-        bytes_per_second: u64,
-    },
-}
-
-/// What differs in the next life of a worker.
-#[derive(Clone, Debug, Default)]
-pub struct Change {
-    /// A new root of its namespace: another model, dtype or layout.
-    pub root: Option<PageKey>,
-    /// A whole new configuration; `worker` and `epoch` are kept.
-    pub config: Option<Box<WorkerConfig>>,
-}
-
-/// Pages of a store.
-#[derive(Clone, Debug)]
-pub enum PagesOf {
-    /// Full pages `from..to` of the prompt of a request that has arrived.
-    Prompt {
-        /// Which request.
-        request: RequestId,
-        /// The first page.
-        from: u32,
-        /// The page behind the last one.
-        to: u32,
-    },
-    /// The `every`-th objects in key order, from the first.
-    Every {
-        /// Their distance.
-        every: u32,
-    },
 }
 
 /// Token `index` of the answer whose seed is `seed`: cheap, pure, and the same wherever it is generated.
@@ -268,6 +186,28 @@ impl Setup {
             linger: Duration::ZERO,
             check: false,
             journal: false,
+        }
+    }
+
+    /// What there is for an action to name.
+    #[must_use]
+    pub fn places(&self) -> Places {
+        let mut links: Vec<String> = Vec::new();
+        for worker in &self.workers {
+            let ways = [&worker.near, &worker.far].into_iter().flat_map(|wire| wire.out.iter().chain(&wire.into));
+            for link in ways.chain(&worker.copy_in.links).chain(&worker.copy_out.links) {
+                if !links.contains(&link.name) {
+                    links.push(link.name.clone());
+                }
+            }
+        }
+        let has = |mode| self.workers.iter().any(|worker| worker.config.mode == mode);
+        Places {
+            workers: self.workers.len() as u32,
+            stores: self.stores.len() as u32,
+            links,
+            has_router: self.router.is_some(),
+            has_pairs: has(Mode::Prefill) && has(Mode::Decode),
         }
     }
 }

@@ -242,6 +242,14 @@ impl Store {
         self.change(key, |object| object.state = ObjectState::Torn)
     }
 
+    /// Cuts an object to `bytes`, if it is longer; true if it was.
+    pub fn cut(&mut self, key: PageKey, bytes: u64) -> bool {
+        let Some(object) = self.objects.get_mut(&key).filter(|object| object.bytes > bytes) else { return false };
+        self.bytes -= object.bytes - bytes;
+        (object.state, object.bytes) = (ObjectState::Torn, bytes);
+        true
+    }
+
     /// Puts the KV of `content` under `key` with a header that says so: a misdirected write; true if there was one.
     pub fn misdirect(&mut self, key: PageKey, content: PageKey) -> bool {
         self.change(key, |object| (object.state, object.content) = (ObjectState::Foreign, content))

@@ -8,6 +8,7 @@ use core::fmt;
 use core::time::Duration;
 
 use serde::de::{self, Deserializer, Visitor};
+use serde::{Serialize, Serializer};
 use thiserror::Error;
 
 use pd_core::time::nanos;
@@ -79,10 +80,41 @@ pub struct Rate {
 }
 
 impl Span {
+    /// A span of whole seconds.
+    #[must_use]
+    pub const fn seconds(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+
     /// The span in nanoseconds.
     #[must_use]
     pub fn ns(self) -> u64 {
         nanos(self.0)
+    }
+}
+
+/// As it is read: in the largest unit that makes it a whole number.
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ns = self.ns();
+        let units = [("h", 3_600_000_000_000), ("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000)];
+        match units.into_iter().find(|(_, unit)| ns > 0 && ns.is_multiple_of(*unit)) {
+            Some((name, unit)) => write!(f, "{}{name}", ns / unit),
+            None => write!(f, "{ns}ns"),
+        }
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// As it is read: whole bytes.
+impl Serialize for BytesPerSecond {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}B/s", self.0))
     }
 }
 

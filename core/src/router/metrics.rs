@@ -13,6 +13,14 @@ macro_rules! counters {
         }
 
         impl RouterMetrics {
+            /// Adds the counts of another life.
+            pub fn merge(&mut self, other: &Self) {
+                $(self.$name += other.$name;)*
+                for (count, other) in self.causes.iter_mut().zip(other.causes) {
+                    *count += other;
+                }
+            }
+
             /// Name and value of each counter: those above, then the routes by cause.
             pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 let causes = Cause::ALL.map(|cause| (cause.name(), self.causes[cause as usize]));

@@ -62,10 +62,14 @@ impl Transfer {
             Message::Pong { number } => self.peers.on_pong(from, number),
             Message::Want(want) => {
                 let attempt = Attempt::of_want(&want);
+                // Lives first: a want of another connection says nothing about the generations of this one.
+                if !attempt.is_between(ours, life) {
+                    return false;
+                }
                 let is_new = self.peers.admit(from, want.generation);
                 #[cfg(test)]
                 let is_new = is_new || self.mutant == Mutant::BelieveCopies;
-                if !attempt.is_between(ours, life) || !is_new {
+                if !is_new {
                     return false;
                 }
                 let is_here = self.sink.has(want.room);

@@ -18,6 +18,7 @@ use pd_core::op::{Fault, Outcome, Run};
 use pd_core::time::Instant;
 
 use super::{Fabric, Lanes, Mark, Op, Work};
+use crate::fault::Speed;
 use crate::setup::StepCost;
 
 /// State of the lane.
@@ -32,6 +33,14 @@ pub(super) struct Compute {
     gpu_free: Instant,
     /// The latest planned forward waits for layers.
     is_streaming: bool,
+    /// The device stands still until then; nothing starts before.
+    stuck_until: Instant,
+    /// The line of the script that it stands still for.
+    stuck_line: u32,
+    /// Lines of the script that slow the device down.
+    slow: Vec<(u32, Speed)>,
+    /// Lines of the script that make a forward fail, one entry for each.
+    failing: VecDeque<u32>,
 }
 
 /// One forward.
@@ -42,6 +51,8 @@ pub(super) struct Pass {
     /// When the host is done with it.
     cpu_ready: Instant,
     gpu_start: Instant,
+    /// When it ends; known once it is timed.
+    end: Instant,
     state: State,
 }
 
@@ -55,11 +66,40 @@ enum State {
 }
 
 impl Lanes {
-    pub(super) fn new_pass(&mut self, now: Instant, runs: Vec<Run>) -> Pass {
-        let (gpu_ns, cpu_ns) = self.price(&runs);
+    /// The device stands still until then: what is on it is that much later.
+    pub(crate) fn stall(&mut self, now: Instant, until: Instant, line: u32, fabric: &mut Fabric) {
+        let late_ns = until.ns_since(now);
+        for index in 0..self.compute.planned {
+            let seq = self.compute.queue[index];
+            let Work::Forward(pass) = &mut self.op(seq).work else { unreachable!("the compute queue holds forwards") };
+            pass.gpu_start = pass.gpu_start.after_ns(late_ns);
+            pass.end = pass.end.after_ns(late_ns);
+            fabric.hits.add(line, 1);
+        }
+        self.compute.gpu_free = self.compute.gpu_free.after_ns(late_ns);
+        self.compute.stuck_until = self.compute.stuck_until.max(until);
+        self.compute.stuck_line = line;
+    }
+
+    /// These lines of the script slow the device down, for forwards that are issued from here on.
+    pub(crate) fn set_slow(&mut self, slow: &[(u32, Speed)]) {
+        self.compute.slow = slow.to_vec();
+    }
+
+    /// The next so many forwards that end fail.
+    pub(crate) fn fail_forwards(&mut self, line: u32, count: u32) {
+        self.compute.failing.extend((0..count).map(|_| line));
+    }
+
+    pub(super) fn new_pass(&mut self, now: Instant, runs: Vec<Run>, fabric: &mut Fabric) -> Pass {
+        let (mut gpu_ns, cpu_ns) = self.price(&runs);
+        for (line, speed) in &self.compute.slow {
+            gpu_ns = speed.time(gpu_ns);
+            fabric.hits.add(*line, 1);
+        }
         let cpu_ready = now.max(self.compute.cpu_free).after_ns(cpu_ns);
         self.compute.cpu_free = cpu_ready;
-        Pass { runs, gpu_ns, cpu_ready, gpu_start: Instant::ZERO, state: State::Waiting }
+        Pass { runs, gpu_ns, cpu_ready, gpu_start: Instant::ZERO, end: Instant::ZERO, state: State::Waiting }
     }
 
     /// Gives a start to each forward that can have one.
@@ -67,7 +107,7 @@ impl Lanes {
         while !self.compute.is_streaming
             && let Some(&seq) = self.compute.queue.get(self.compute.planned)
         {
-            let (gpu_free, layers) = (self.compute.gpu_free, self.spec.layers);
+            let (gpu_free, layers) = (self.compute.gpu_free.max(self.compute.stuck_until), self.spec.layers);
             let is_first = self.compute.planned == 0;
             let op = self.op(seq);
             if op.is_doomed {
@@ -86,6 +126,9 @@ impl Lanes {
             let Work::Forward(pass) = &mut op.work else { unreachable!("the compute queue holds forwards") };
             pass.gpu_start = gpu_free.max(pass.cpu_ready).max(ready_at).max(now);
             let (gpu_start, gpu_ns) = (pass.gpu_start, pass.gpu_ns);
+            if self.compute.stuck_until > now {
+                fabric.hits.add(self.compute.stuck_line, 1);
+            }
             self.use_.forward_stall_ns += gpu_start.ns_since(gpu_free.max(now));
             self.compute.planned += 1;
             if is_streaming {
@@ -118,8 +161,21 @@ impl Lanes {
 
     /// The device is done with the oldest forward.
     pub(super) fn end_forward(&mut self, now: Instant, seq: u64, fabric: &mut Fabric) {
+        let place = self.place(seq);
+        let Work::Forward(pass) = &mut self.op(seq).work else { unreachable!("this operation is a forward") };
+        if now < pass.end {
+            // The device has stood still since the end was known.
+            fabric.heap.push(pass.end, Mark::Timer(place));
+            return;
+        }
         assert!(self.compute.queue.pop_front() == Some(seq), "forwards end in order");
         self.compute.planned -= 1;
+        if let Some(line) = self.compute.failing.pop_front() {
+            fabric.hits.add(line, 1);
+            self.fail(now, seq, Fault::Device, fabric);
+            self.plan_compute(now, fabric);
+            return;
+        }
         let node = self.spec.node;
         let Work::Forward(pass) = &mut self.op(seq).work else { unreachable!("this operation is a forward") };
         let runs = std::mem::take(&mut pass.runs);
@@ -139,7 +195,8 @@ impl Lanes {
         self.compute.gpu_free = end;
         self.use_.forward_busy_ns += gpu_ns;
         self.use_.forward_stall_ns += end.ns_since(gpu_start) - gpu_ns;
-        pass_state(self.op(seq), State::Timed);
+        let Work::Forward(pass) = &mut self.op(seq).work else { unreachable!("the compute queue holds forwards") };
+        (pass.state, pass.end) = (State::Timed, end);
         fabric.heap.push(end, Mark::Timer(self.place(seq)));
     }
 

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use pd_core::cost::LinkCost;
+use pd_core::event::Event;
 use pd_core::id::{Epoch, RequestId, Room, Token};
 use pd_core::op::Input;
 use pd_core::router::RouterInput;
 use pd_core::time::Instant;
 
 use crate::disk::{Disk, JobId};
+use crate::fault::{Hits, StoreFaults};
 use crate::heap::Heap;
 use crate::link::{FlowId, FlowSpec, LinkId, Links, Path};
 use crate::memory::Memory;
@@ -34,6 +36,10 @@ pub struct Fabric {
     pub texts: Vec<Text>,
     /// A disk has a new job since this was last looked at.
     pub(crate) has_disk_jobs: bool,
+    /// From whom to whom no push gets through, and for how many reasons.
+    pub(crate) blocked: BTreeMap<(u32, u32), u32>,
+    /// What the lines of the script have hit.
+    pub(crate) hits: Hits,
     pub(crate) answer: Answer,
     pub(crate) wires: Vec<WireEnd>,
     flows: BTreeMap<FlowId, Place>,
@@ -66,6 +72,36 @@ pub enum Mark {
         /// Which.
         index: u32,
     },
+    /// What a line of the script has begun is over.
+    Over {
+        /// Which.
+        line: u32,
+    },
+    /// A line of the script goes on.
+    Again {
+        /// Which.
+        line: u32,
+        /// How often it has.
+        turn: u32,
+    },
+    /// A worker registers with the bootstrap registry, or renews its lease.
+    Register {
+        /// Which.
+        node: u32,
+        /// In which life.
+        epoch: Epoch,
+    },
+    /// What a worker tells a client arrives late.
+    Emit {
+        /// Which worker.
+        node: u32,
+        /// In which life.
+        epoch: Epoch,
+        /// Whose client.
+        request: RequestId,
+        /// What.
+        event: Box<Event>,
+    },
     /// A worker comes back.
     Start {
         /// Which.
@@ -82,6 +118,8 @@ pub struct Letter {
     pub to: u32,
     /// The life that it was sent to.
     pub epoch: Epoch,
+    /// Of what a peer says or what is said of it: the life of the peer, and which connection in these lives.
+    pub sender: Option<(Epoch, u32)>,
     /// What it is.
     pub input: Input,
 }
@@ -138,6 +176,8 @@ pub struct Depot {
     pub store: Store,
     /// Latency of what is not a read or a write.
     pub query_ns: u64,
+    /// What goes wrong with it at present.
+    pub(crate) faults: StoreFaults,
     pub(super) jobs: BTreeMap<JobId, Place>,
 }
 
@@ -168,6 +208,8 @@ impl Fabric {
             transfers: Vec::new(),
             texts: Vec::new(),
             has_disk_jobs: false,
+            blocked: BTreeMap::new(),
+            hits: Hits::default(),
             answer,
             wires: Vec::new(),
             flows: BTreeMap::new(),
@@ -232,7 +274,7 @@ impl Depot {
     /// An idle disk under an empty store.
     #[must_use]
     pub fn new(name: String, disk: Disk, store: Store, query_ns: u64) -> Self {
-        Self { name, disk, store, query_ns, jobs: BTreeMap::new() }
+        Self { name, disk, store, query_ns, faults: StoreFaults::default(), jobs: BTreeMap::new() }
     }
 }
 

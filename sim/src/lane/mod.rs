@@ -170,7 +170,7 @@ impl Lanes {
             self.depend(op.seq, lane, *prior, &mut entry);
         }
         entry.work = match command {
-            Command::Forward(runs) => Work::Forward(self.new_pass(now, runs)),
+            Command::Forward(runs) => Work::Forward(self.new_pass(now, runs, fabric)),
             Command::LoadBack(pages) => Work::Copy(Copy::load_back(pages)),
             Command::Backup(pages) => Work::Copy(Copy::backup(pages)),
             Command::Push(push) => Work::Push(Box::new(Pushing::new(now, *push))),

@@ -9,6 +9,7 @@ use pd_core::time::Instant;
 
 use super::fabric::Depot;
 use super::{Fabric, Lanes, Mark, Work};
+use crate::fault::{Hits, Written};
 use crate::memory::{Cell, Tag};
 use crate::store::StoreFault;
 
@@ -66,6 +67,10 @@ impl Lanes {
         let index = self.spec.store.expect("a storage command runs on a store") as usize;
         let Work::Storage(job) = &mut self.op(seq).work else { unreachable!("this operation is of the storage lane") };
         let depot = &mut fabric.depots[index];
+        if fails(depot, &mut fabric.hits, &job.command) {
+            self.fail(now, seq, Fault::Io, fabric);
+            return;
+        }
         let outcome = match &job.command {
             Command::Query(keys) => Outcome::Found(keys.iter().map(|key| depot.store.contains(*key)).collect()),
             Command::Discard(keys) => {
@@ -93,7 +98,8 @@ impl Lanes {
             Command::Prefetch(objects) => {
                 let mut failed = Vec::new();
                 for (at, object) in (0..).zip(objects) {
-                    let found = read(depot, object.key, root);
+                    let fails = depot.faults.fails_read(&mut fabric.hits);
+                    let found = if fails { Err(Fault::Io) } else { read(depot, object.key, root) };
                     if let Some(memory) = &mut fabric.memory {
                         memory.fetched(Cell::host(node, object.page), found.ok());
                     }
@@ -108,8 +114,8 @@ impl Lanes {
                 }
                 Stage::Waiting | Stage::Moving => {
                     for (at, object) in (0..).zip(objects) {
-                        if depot.store.put(object.key, object.parent, root, page_bytes).is_err() {
-                            job.failed.push((at, Fault::Full));
+                        if let Err(fault) = write(depot, &mut fabric.hits, object, root, page_bytes) {
+                            job.failed.push((at, fault));
                         }
                     }
                     if let Some(memory) = &mut fabric.memory {
@@ -195,6 +201,44 @@ fn read(depot: &Depot, key: PageKey, root: PageKey) -> Result<PageKey, Fault> {
         }
         StoreFault::Foreign => Fault::Namespace,
     })
+}
+
+/// Draws whether a command fails as a whole; reads and writes of objects are drawn one by one.
+fn fails(depot: &mut Depot, hits: &mut Hits, command: &Command) -> bool {
+    match command {
+        Command::Query(_) | Command::Scan { .. } => depot.faults.fails_read(hits),
+        Command::Discard(_) | Command::Wipe | Command::Touch(_) => depot.faults.fails_write(hits),
+        Command::Prefetch(_)
+        | Command::Persist(_)
+        | Command::Forward(_)
+        | Command::LoadBack(_)
+        | Command::Backup(_)
+        | Command::Push(_) => false,
+    }
+}
+
+/// Puts an object where it belongs, or where a fault has it.
+fn write(depot: &mut Depot, hits: &mut Hits, object: &Object, root: PageKey, bytes: u64) -> Result<(), Fault> {
+    let key = object.key;
+    if depot.store.get(key, root).is_ok() {
+        return Ok(());
+    }
+    if depot.faults.fails_write(hits) {
+        return Err(Fault::Io);
+    }
+    if depot.faults.is_full(hits) {
+        return Err(Fault::Full);
+    }
+    let written = depot.faults.write(&depot.store, key, bytes, hits);
+    if let Written::Astray(victim) = written {
+        depot.store.misdirect(victim, key);
+        return Ok(());
+    }
+    depot.store.put(key, object.parent, root, bytes).map_err(|_| Fault::Full)?;
+    if let Written::Torn(bytes) = written {
+        depot.store.cut(key, bytes);
+    }
+    Ok(())
 }
 
 fn moved(failed: Vec<(u32, Fault)>) -> Outcome {

@@ -84,8 +84,10 @@ impl Lanes {
         let (node, layers, page_bytes) = (self.spec.node, self.spec.layers, self.spec.page_bytes);
         let place = self.place(seq);
         let pushing = self.pushing(seq);
+        let is_blocked = !fabric.blocked.is_empty() && fabric.blocked.contains_key(&(node, pushing.push.to.0));
         let fault = match fabric.lives[pushing.push.to.0 as usize] {
             None => Some(Fault::Unreachable),
+            Some(_) if is_blocked => Some(Fault::Unreachable),
             Some(life) if life != pushing.push.epoch => Some(Fault::Fenced),
             Some(_) => None,
         };

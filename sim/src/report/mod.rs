@@ -142,7 +142,10 @@ pub fn values(outcome: &Outcome) -> Values {
     let count = |want: fn(&Record) -> bool| requests.iter().filter(|record| want(record)).count() as f64;
     put("requests.arrived", requests.len() as f64);
     put("requests.finished", count(Record::is_complete));
-    put("requests.refused", count(|record| matches!(record.end, Some(End::Refused(_) | End::NotRouted(_)))));
+    put(
+        "requests.refused",
+        count(|record| matches!(record.end, Some(End::Refused(_) | End::NotRouted(_) | End::RouterLost))),
+    );
     put("requests.unfinished", count(|record| record.end.is_none()));
     put("requests.failed", count(|record| matches!(record.end, Some(End::Finished(Finish::Failed(_))))));
     put("requests.cancelled", count(|record| record.end == Some(End::Finished(Finish::Cancelled))));
@@ -161,6 +164,7 @@ pub fn values(outcome: &Outcome) -> Values {
     put("run.events", outcome.events as f64);
     put("run.violations", outcome.violations.len() as f64);
     put("run.lost_letters", outcome.lost_letters as f64);
+    put("events.idle", outcome.idle.len() as f64);
 
     let hits = Hits::of(outcome);
     put("hits.prompt_tokens", hits.prompt as f64);
@@ -187,6 +191,7 @@ pub fn values(outcome: &Outcome) -> Values {
             Some(End::Finished(finish)) => format!("finish.{}", word(&format!("{finish:?}"))),
             Some(End::Refused(refusal)) => format!("refused.{}", word(&format!("{refusal:?}"))),
             Some(End::NotRouted(refusal)) => format!("refused.{}", word(&format!("{refusal:?}"))),
+            Some(End::RouterLost) => "refused.router_lost".to_owned(),
         };
         *values.entry(end).or_default() += 1.0;
         for miss in served(record).into_iter().flat_map(|served| &served.misses) {

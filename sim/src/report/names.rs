@@ -34,7 +34,7 @@ static COMMON: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
     let ends = every::<Finish>().into_iter().map(End::Finished);
     let ends = ends.chain(every::<Refusal>().into_iter().map(End::Refused));
     let ends = ends.chain(every::<RouteRefusal>().into_iter().map(End::NotRouted));
-    for end in ends {
+    for end in ends.chain([End::RouterLost]) {
         names.extend(values(&one_request(end)).into_keys());
     }
     names
@@ -138,6 +138,7 @@ pub(super) fn one_request(end: End) -> Outcome {
         stores: Vec::new(),
         violations: Vec::new(),
         lost_letters: 0,
+        idle: Vec::new(),
         hash: 0,
     }
 }

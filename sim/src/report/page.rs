@@ -107,6 +107,7 @@ fn end(record: &Record) -> String {
         Some(End::Finished(finish)) => super::word(&format!("{finish:?}")),
         Some(End::Refused(refusal)) => super::word(&format!("{refusal:?}")),
         Some(End::NotRouted(refusal)) => super::word(&format!("{refusal:?}")),
+        Some(End::RouterLost) => "router_lost".to_owned(),
     }
 }
 

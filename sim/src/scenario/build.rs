@@ -86,11 +86,6 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
     }
     fits_together(&workers)?;
     let router = router(file, &workers, &model, &wires)?;
-    let mut script = Vec::new();
-    for event in &file.event {
-        script.push((Instant::ZERO + event.at.0, super::script::action(event, &workers, stores.len(), &model, file)?));
-    }
-    script.sort_by_key(|(at, _)| *at);
     let latency_ns = nanos(file.network.control_latency.0);
     let first = &workers[0].config;
     let prompts = namespace(&model, &first.transfer.layout.dtype, first.kv.page_size);
@@ -98,7 +93,7 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
         // Requests are keyed once, for the page size of the first worker; others could never find a page.
         return Err(Problem::at("page_size", "all workers of a deployment have the same page_size"));
     }
-    Ok(Setup {
+    let mut setup = Setup {
         seed: file.seed,
         workers,
         stores,
@@ -108,12 +103,18 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
         loads: super::loads::sources(&file.load, file.seed, folder, &prompts)
             .map_err(|message| Problem { message, key: Some("load") })?,
         answer: super::loads::ANSWER,
-        script,
+        script: Vec::new(),
         until: file.until.map(|until| Instant::ZERO + until.0),
         linger: LINGER,
         check: file.check,
         journal: false,
-    })
+    };
+    let places = setup.places();
+    for event in &file.event {
+        setup.script.push((Instant::ZERO + event.at.0, super::script::action(event, &places, &model, file)?));
+    }
+    setup.script.sort_by_key(|(at, _)| *at);
+    Ok(setup)
 }
 
 fn named(key: &'static str, error: &LoadError) -> Problem {
@@ -357,6 +358,7 @@ impl<'a> Group<'a> {
             far: wire("nic", scaled(wires.far, table.tp), wires.fabric),
             store,
             control_latency_ns: if self.ideal { 0 } else { wires.latency_ns },
+            start: table.start.map_or(Instant::ZERO, |start| Instant::ZERO + start.0),
         }
     }
 

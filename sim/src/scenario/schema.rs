@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use pd_core::config::{HostPolicy, Mode, PrefetchPolicy, SchedulePolicy, StorageMode, TransferBackend, WritePolicy};
 use pd_core::evict::Policy as Eviction;
 use pd_core::router::Policy as RoutePolicy;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+use crate::fault::Action;
 use crate::load::LoadConfig;
 use crate::units::{Bytes, BytesPerSecond, Count, Span};
 
@@ -101,6 +102,8 @@ pub struct Worker {
     /// Index of the machine of the first of them; a new one by default. Groups on one machine reach each other over
     /// `near`.
     pub machine: Option<u32>,
+    /// When they start; with the run by default.
+    pub start: Option<Span>,
     /// Instead of a GPU: fixed service times, for oracles.
     pub service: Option<Service>,
 
@@ -268,56 +271,13 @@ const fn power_of_two() -> RoutePolicy {
 }
 
 /// Something that happens at its time.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Event {
     /// When.
     pub at: Span,
-    /// What.
-    #[serde(rename = "do")]
-    pub what: What,
-    /// Index of the worker.
-    #[serde(default)]
-    pub worker: u32,
-    /// Index of the store, in the order of the workers that have one.
-    #[serde(default)]
-    pub store: u32,
-    /// Restart: how long it is away.
-    pub down_for: Option<Span>,
-    /// Restart: the element type of KV afterwards.
-    pub dtype: Option<String>,
-    /// Store: whose pages (ordinal of the request).
-    pub request: Option<u64>,
-    /// Store: the first page, and the page behind the last one.
-    pub pages: Option<[u32; 2]>,
-}
-
-/// What can happen.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum What {
-    /// The worker's process ends and starts again; L3 stays.
-    Restart,
-    /// The worker's machine fails for good.
-    Crash,
-    /// Pages vanish from a store.
-    StoreRemove,
-    /// Objects are cut short.
-    StoreTear,
-    /// A store is emptied.
-    StoreWipe,
-    /// The client of a request goes away.
-    Cancel,
-    /// L1 and L2 are forgotten.
-    Flush,
-    /// L3 is no longer used.
-    DetachStorage,
-    /// L3 is used again.
-    AttachStorage,
-    /// L3 is emptied by the worker.
-    ClearStorage,
-    /// The worker takes no new requests.
-    Drain,
+    /// What, with its own keys; an unknown one is refused there.
+    #[serde(flatten)]
+    pub action: Action,
 }
 
 /// The same scenario with changes.

@@ -18,7 +18,7 @@ use crate::stats::LogHistogram;
 
 /// All requests so far.
 #[derive(Debug)]
-pub(super) struct Clients {
+pub(crate) struct Clients {
     pub(super) records: Vec<Record>,
     pub(super) itl: LogHistogram,
     sources: Vec<Box<dyn Source>>,
@@ -41,7 +41,7 @@ pub(super) struct Clients {
 
 /// What is needed of a request until it ends.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(crate) struct Live {
     pub(super) prompt: Prompt,
     pub(super) priority: i32,
     pub(super) seed: u64,
@@ -80,8 +80,27 @@ impl Clients {
         self.kept.insert(request, Vec::new());
     }
 
+    /// The requests that are live.
+    pub(crate) fn live_requests(&self) -> impl Iterator<Item = RequestId> {
+        (0..).zip(&self.live).filter(|(_, live)| live.is_some()).map(|(request, _)| RequestId(request))
+    }
+
+    /// The requests with an open leg at a worker.
+    pub(crate) fn legs_at(&self, node: u32) -> Vec<RequestId> {
+        let has_leg = |live: &Live| live.prefill == node || live.decode == node;
+        let live = (0..).zip(&self.live).filter(|(_, live)| live.as_deref().is_some_and(has_leg));
+        live.map(|(request, _)| RequestId(request)).collect()
+    }
+
+    /// The workers with an open leg of a request.
+    pub(crate) fn open_legs(&self, request: RequestId) -> Vec<u32> {
+        let live = self.live.get(request.0 as usize).and_then(Option::as_deref);
+        let legs = live.map_or([NOBODY; 2], |live| [live.prefill, live.decode]);
+        legs.into_iter().filter(|node| *node != NOBODY).collect()
+    }
+
     /// The page keys of a prompt that was to be kept.
-    pub(super) fn keys(&self, request: RequestId) -> &[PageKey] {
+    pub(crate) fn keys(&self, request: RequestId) -> &[PageKey] {
         self.kept.get(&request).map_or(&[], Vec::as_slice)
     }
 
@@ -341,7 +360,7 @@ impl Clients {
         std::mem::take(&mut self.parked)
     }
 
-    pub(super) fn call_back(&mut self, request: RequestId, node: u32) -> bool {
+    pub(crate) fn call_back(&mut self, request: RequestId, node: u32) -> bool {
         let is_open = self.live[request.0 as usize].as_mut().is_some_and(|live| live.close(node));
         if is_open {
             self.called_back.insert((request, node));

@@ -22,20 +22,22 @@ mod tests;
 use pd_core::config::TransferBackend;
 use pd_core::id::Epoch;
 use pd_core::op::{Input, Output};
-use pd_core::pump::{NoTap, Pump};
-use pd_core::router::{Router, RouterInput};
+use pd_core::pump::Pump;
+use pd_core::router::RouterInput;
 use pd_core::time::{Instant, nanos};
 use pd_core::worker::Worker;
 
 use self::client::Clients;
+use self::shell::{RouterNode, note_at};
 use crate::disk::{Disk, JobId};
+use crate::fault::{Class, Faults, Parcel, ROUTER, sender};
 use crate::lane::{Depot, Fabric, LaneSpec, Letter, Mark, Way, WireEnd};
 use crate::link::{FlowId, LinkId, Path};
 use crate::memory::{Memory, Violation};
 use crate::node::{Node, Serve};
 use crate::observe::Observer;
-use crate::record::{Outcome, StoreRecord};
-use crate::setup::{Action, LinkSetup, PagesOf, Setup, WorkerSetup};
+use crate::record::{Idle, Outcome, StoreRecord};
+use crate::setup::{Action, LinkSetup, Setup, WorkerSetup};
 use crate::store::Store;
 
 /// A deployment of real workers and its clients.
@@ -44,16 +46,20 @@ pub type World = WorldOf<Worker>;
 /// A deployment and its clients.
 #[derive(Debug)]
 pub struct WorldOf<M: Serve> {
-    now: Instant,
+    pub(crate) now: Instant,
     events: u64,
-    nodes: Vec<Node<M>>,
-    fabric: Fabric,
-    router: Option<RouterNode>,
-    clients: Clients,
-    script: Vec<(Instant, Action)>,
+    pub(crate) nodes: Vec<Node<M>>,
+    pub(crate) fabric: Fabric,
+    pub(crate) router: Option<RouterNode>,
+    pub(crate) clients: Clients,
+    pub(crate) script: Vec<(Instant, Action)>,
+    /// The state of the faults that last.
+    pub(crate) faults: Faults,
     /// Names of links, for the script.
-    link_names: Vec<String>,
-    rng: pd_core::rng::Rng,
+    pub(crate) link_names: Vec<String>,
+    /// When the first life of each worker begins.
+    starts: Vec<Instant>,
+    pub(crate) rng: pd_core::rng::Rng,
     until: Option<Instant>,
     linger_ns: u64,
     report_ns: u64,
@@ -65,14 +71,7 @@ pub struct WorldOf<M: Serve> {
     flows_done: Vec<FlowId>,
     jobs_done: Vec<JobId>,
     /// The earliest that any disk wants.
-    disks_next: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct RouterNode {
-    pump: Pump<Router, NoTap>,
-    latency_ns: u64,
-    tick_at: Option<Instant>,
+    pub(crate) disks_next: Option<Instant>,
 }
 
 impl<M: Serve> WorldOf<M> {
@@ -97,6 +96,10 @@ impl<M: Serve> WorldOf<M> {
         }
         let mut nodes: Vec<Node<M>> = Vec::new();
         let count = setup.workers.len();
+        let starts = setup.workers.iter().map(|worker| worker.start).collect();
+        let asks_registry =
+            |(_, action): &(Instant, Action)| matches!(action, Action::BootstrapLate(_) | Action::BootstrapRestart(_));
+        let faults = Faults::new(setup.seed, setup.script.iter().any(asks_registry));
         for (index, worker) in (0_u32..).zip(setup.workers) {
             assert!(worker.config.worker.0 == index, "worker {} is at place {index}", worker.config.worker);
             assert!(worker.layers > 0, "a model has layers");
@@ -119,11 +122,7 @@ impl<M: Serve> WorldOf<M> {
             fabric.lives.push(None);
             nodes.push(Node::new(worker.config, worker.cost, spec, worker.control_latency_ns, count, setup.journal));
         }
-        let router = setup.router.map(|(config, cost)| RouterNode {
-            pump: Pump::new(Router::new(config, cost).expect("the router's configuration is in range"), NoTap),
-            latency_ns: setup.router_latency_ns,
-            tick_at: None,
-        });
+        let router = setup.router.map(|(config, cost)| RouterNode::new(config, cost, setup.router_latency_ns));
         Self {
             now: Instant::ZERO,
             events: 0,
@@ -132,7 +131,9 @@ impl<M: Serve> WorldOf<M> {
             clients: Clients::new(setup.loads, setup.answer, router.is_some()),
             router,
             script: setup.script,
+            faults,
             link_names,
+            starts,
             rng: pd_core::rng::Rng::new(setup.seed, pd_core::rng::Stream::Fault, 0),
             until: setup.until,
             linger_ns: nanos(setup.linger),
@@ -176,14 +177,17 @@ impl<M: Serve> WorldOf<M> {
     /// Starts all workers and puts the script and the first arrivals into the queue.
     pub fn begin(&mut self) {
         for node in 0..self.nodes.len() as u32 {
-            self.start(node);
+            let (at, epoch) = (self.starts[node as usize], self.nodes[node as usize].config.epoch);
+            if at > Instant::ZERO {
+                self.fabric.heap.push(at, Mark::Start { node, epoch });
+            } else {
+                self.start(node);
+            }
         }
         for (index, (at, action)) in (0..).zip(&self.script) {
             self.fabric.heap.push(*at, Mark::Script { index });
-            if let Action::StoreRemove { pages, .. } | Action::StoreTear { pages, .. } = action
-                && let PagesOf::Prompt { request, .. } = pages
-            {
-                self.clients.keep(*request);
+            if let Some(request) = action.pages_of() {
+                self.clients.keep(request);
             }
         }
         if self.report_ns > 0 && self.router.is_some() {
@@ -262,7 +266,12 @@ impl<M: Serve> WorldOf<M> {
             requests: std::mem::take(&mut clients.records),
             itl: std::mem::take(&mut clients.itl),
             workers,
-            router: self.router.as_ref().map(|router| router.pump.machine.metrics().clone()),
+            router: self.router.as_ref().map(RouterNode::metrics),
+            idle: (0..)
+                .zip(&self.script)
+                .filter(|(line, _)| fabric.hits.of(*line) == 0)
+                .map(|(_, (at, action))| Idle { at: *at, what: action.name() })
+                .collect(),
             stores,
             transfers: std::mem::take(&mut fabric.transfers),
             links,
@@ -283,11 +292,15 @@ impl<M: Serve> WorldOf<M> {
             }
             Mark::Tick { node } => self.tick(node),
             Mark::Letter(letter) => self.deliver(*letter),
-            Mark::Note(input) => self.feed_router(*input),
+            Mark::Note(input) => self.take_note(input),
             Mark::RouterTick => self.tick_router(),
             Mark::Arrival => self.arrive(),
             Mark::Report => self.report_loads(),
-            Mark::Script { index } => self.act(index as usize),
+            Mark::Script { index } => self.act(index),
+            Mark::Over { line } => self.script[line as usize].1.clone().end(self, line),
+            Mark::Again { line, turn } => self.script[line as usize].1.clone().again(self, line, turn),
+            Mark::Register { node, epoch } => self.register(node, epoch),
+            Mark::Emit { node, epoch, request, event } => self.emit(node, epoch, request, *event),
             Mark::Start { node, epoch } => {
                 if self.nodes[node as usize].config.epoch == epoch {
                     self.start(node);
@@ -298,14 +311,14 @@ impl<M: Serve> WorldOf<M> {
     }
 
     /// Feeds one input to a worker and carries out what it asks for.
-    fn feed(&mut self, node: u32, input: Input) {
+    pub(crate) fn feed(&mut self, node: u32, input: Input) {
         self.step(node, input);
         self.drain(node);
     }
 
     /// Tells a worker about all commands that have ended.
     #[inline]
-    fn drain(&mut self, node: u32) {
+    pub(crate) fn drain(&mut self, node: u32) {
         while let Some((op, outcome)) = self.nodes[node as usize].lanes.finished() {
             self.step(node, Input::Done { op, outcome });
         }
@@ -314,15 +327,18 @@ impl<M: Serve> WorldOf<M> {
 
     fn step(&mut self, index: u32, input: Input) {
         let now = self.now;
-        let Node { pump: Some(pump), lanes, seen, latency_ns, config, .. } = &mut self.nodes[index as usize] else {
+        let Node { pump: Some(pump), lanes, seen, latency_ns, config, clock, .. } = &mut self.nodes[index as usize]
+        else {
             return;
         };
         let mut has_ended = false;
+        // Whether all messages take their usual way; if not, each is looked at.
+        let is_quiet = self.faults.post.is_quiet(now);
         if self.observers.is_empty() {
-            pump.step(now, input);
+            pump.step(clock.shows(now), input);
         } else {
             let told = input.clone();
-            pump.step(now, input);
+            pump.step(clock.shows(now), input);
             for observer in &mut self.observers {
                 observer.on_worker(now, index, &told, pump.outputs());
             }
@@ -330,6 +346,12 @@ impl<M: Serve> WorldOf<M> {
         for output in pump.drain() {
             match output {
                 Output::Start { op, after, command } => lanes.start(now, op, &after, command, &mut self.fabric),
+                Output::Emit { request, event } if !is_quiet => {
+                    let at = self.faults.post.fate(now, index, ROUTER, Class::Stream, &mut self.fabric.hits).at;
+                    let event = Box::new(event);
+                    let mark = Mark::Emit { node: index, epoch: config.epoch, request, event };
+                    self.fabric.heap.push(at.unwrap_or(now), mark);
+                }
                 Output::Emit { request, event } => {
                     let note = self.clients.on_event(now, index, request, event);
                     has_ended |= self.clients.has_ended();
@@ -338,17 +360,32 @@ impl<M: Serve> WorldOf<M> {
                     }
                 }
                 Output::Send { to, message } => match seen.get(to.0 as usize).copied().flatten() {
-                    Some(epoch) => {
+                    Some((epoch, number)) => {
                         let input = Input::Recv { from: config.worker, message };
-                        let letter = Letter { to: to.0, epoch, input };
-                        self.fabric.heap.push(now.after_ns(*latency_ns), Mark::Letter(Box::new(letter)));
+                        let letter = Letter { to: to.0, epoch, sender: Some((config.epoch, number)), input };
+                        let at = now.after_ns(*latency_ns);
+                        if is_quiet {
+                            self.fabric.heap.push(at, Mark::Letter(Box::new(letter)));
+                            continue;
+                        }
+                        let fate = self.faults.post.fate(at, index, to.0, Class::Loose, &mut self.fabric.hits);
+                        if let Some(copy) = fate.copy {
+                            let Letter { to, epoch, sender, input } = &letter;
+                            let again = Letter { to: *to, epoch: *epoch, sender: *sender, input: input.clone() };
+                            self.fabric.heap.push(copy, Mark::Letter(Box::new(again)));
+                        }
+                        match fate.at {
+                            Some(at) => self.fabric.heap.push(at, Mark::Letter(Box::new(letter))),
+                            None => self.lost_letters += 1,
+                        }
                     }
                     None => self.lost_letters += 1,
                 },
                 Output::Publish(changes) => {
                     if let Some(router) = &self.router {
                         let note = RouterInput::Changes { worker: config.worker, changes };
-                        self.fabric.heap.push(now.after_ns(router.latency_ns), Mark::Note(Box::new(note)));
+                        let at = now.after_ns(router.latency_ns);
+                        note_at(&mut self.faults, &mut self.fabric, at, note);
                     }
                 }
             }
@@ -362,10 +399,10 @@ impl<M: Serve> WorldOf<M> {
 
     /// Sees to it that a tick comes when the machine wants one.
     #[inline]
-    fn arm_tick(&mut self, index: u32) {
+    pub(crate) fn arm_tick(&mut self, index: u32) {
         let node = &mut self.nodes[index as usize];
         let Some((at, _)) = node.pump.as_ref().and_then(Pump::deadline) else { return };
-        let at = at.max(self.now);
+        let at = node.clock.when(at).max(self.now);
         if node.tick_at.is_none_or(|tick_at| at < tick_at) {
             node.tick_at = Some(at);
             self.fabric.heap.push(at, Mark::Tick { node: index });
@@ -379,7 +416,7 @@ impl<M: Serve> WorldOf<M> {
         }
         node.tick_at = None;
         let Some((at, why)) = node.pump.as_ref().and_then(Pump::deadline) else { return };
-        if at > self.now {
+        if node.clock.when(at) > self.now {
             self.arm_tick(index);
             return;
         }
@@ -389,20 +426,38 @@ impl<M: Serve> WorldOf<M> {
         assert!(node.ticks < TICKS_MAX, "worker {index} at {} asks for ticks without end: {why}", self.now);
     }
 
-    fn deliver(&mut self, letter: Letter) {
-        let Letter { to, epoch, input } = letter;
+    pub(crate) fn deliver(&mut self, letter: Letter) {
+        if let Some(from) = sender(&letter.input)
+            && let Some(line) = self.faults.post.cut_by(from, letter.to)
+        {
+            self.fabric.hits.add(line, 1);
+            self.faults.post.hold(from, letter.to, Parcel::Letter(Box::new(letter)));
+            return;
+        }
+        let Letter { to, epoch, sender, input } = letter;
         if self.fabric.lives[to as usize] != Some(epoch) {
             self.lost_letters += 1;
             self.return_to_sender(to, input);
             return;
         }
-        if let Input::Peer { id, up } = &input {
-            self.nodes[to as usize].seen[id.0 as usize] = *up;
+        match &input {
+            Input::Peer { id, up } => self.nodes[to as usize].seen[id.0 as usize] = up.and(sender),
+            // Over a connection that is down by now, or of which the receiver has not heard yet.
+            Input::Recv { from, .. } if self.nodes[to as usize].seen[from.0 as usize] != sender => {
+                self.lost_letters += 1;
+                return;
+            }
+            Input::Recv { .. }
+            | Input::Tick
+            | Input::Submit(_)
+            | Input::Cancel { .. }
+            | Input::Done { .. }
+            | Input::Control(_) => {}
         }
         self.feed(to, input);
     }
 
-    fn post(&mut self, to: u32, latency_ns: u64, input: Input) {
+    pub(crate) fn post(&mut self, to: u32, latency_ns: u64, input: Input) {
         let Some(epoch) = self.fabric.lives[to as usize] else {
             self.lost_letters += 1;
             self.return_to_sender(to, input);
@@ -411,8 +466,30 @@ impl<M: Serve> WorldOf<M> {
         self.post_to(to, epoch, latency_ns, input);
     }
 
-    fn post_to(&mut self, to: u32, epoch: Epoch, latency_ns: u64, input: Input) {
-        self.fabric.heap.push(self.now.after_ns(latency_ns), Mark::Letter(Box::new(Letter { to, epoch, input })));
+    pub(crate) fn post_to(&mut self, to: u32, epoch: Epoch, latency_ns: u64, input: Input) {
+        let sender = match &input {
+            Input::Peer { id, up } => up.map(|life| (life, self.faults.wires.number(id.0, to))),
+            Input::Tick
+            | Input::Submit(_)
+            | Input::Cancel { .. }
+            | Input::Recv { .. }
+            | Input::Done { .. }
+            | Input::Control(_) => None,
+        };
+        let class = if matches!(input, Input::Submit(_)) { Class::Ask } else { Class::Stream };
+        let mut at = self.now.after_ns(latency_ns);
+        let letter = Box::new(Letter { to, epoch, sender, input });
+        if !self.faults.post.is_quiet(self.now) && matches!(letter.input, Input::Submit(_) | Input::Cancel { .. }) {
+            match self.faults.post.fate(at, ROUTER, to, class, &mut self.fabric.hits).at {
+                Some(late) => at = late,
+                None => {
+                    self.lost_letters += 1;
+                    self.return_to_sender(to, letter.input);
+                    return;
+                }
+            }
+        }
+        self.fabric.heap.push(at, Mark::Letter(letter));
     }
 
     fn advance_links(&mut self) {

@@ -2,15 +2,82 @@
 //!
 //! Without a router all requests go to the only worker, and wait for it while it is down.
 
-use pd_core::event::Finish;
-use pd_core::id::{RequestId, WorkerId};
+use pd_core::cost::Cost;
+use pd_core::event::{Event, Finish};
+use pd_core::id::{Epoch, RequestId, WorkerId};
 use pd_core::op::{Input, Leg};
-use pd_core::router::{Ask, Route, RouteFault, RouterInput, RouterOutput};
+use pd_core::pump::{NoTap, Pump};
+use pd_core::router::{Ask, Route, RouteFault, Router, RouterConfig, RouterInput, RouterMetrics, RouterOutput};
+use pd_core::time::Instant;
 
 use super::WorldOf;
-use crate::lane::{Mark, Text};
+use crate::fault::{Class, Faults, Parcel, ROUTER, reporter};
+use crate::lane::{Fabric, Mark, Text};
 use crate::node::Serve;
 use crate::record::End;
+
+/// The router and where it is.
+#[derive(Debug)]
+pub(crate) struct RouterNode {
+    config: RouterConfig,
+    cost: Cost,
+    pump: Pump<Router, NoTap>,
+    pub(crate) latency_ns: u64,
+    tick_at: Option<Instant>,
+    /// The lines of the script because of which it is away.
+    pub(crate) away: Vec<u32>,
+    /// What earlier lives did.
+    past: RouterMetrics,
+}
+
+impl RouterNode {
+    pub(super) fn new(config: RouterConfig, cost: Cost, latency_ns: u64) -> Self {
+        let pump = Self::launch(&config, &cost);
+        Self { config, cost, pump, latency_ns, tick_at: None, away: Vec::new(), past: RouterMetrics::default() }
+    }
+
+    fn launch(config: &RouterConfig, cost: &Cost) -> Pump<Router, NoTap> {
+        let router = Router::new(config.clone(), cost.clone()).expect("the router's configuration is in range");
+        Pump::new(router, NoTap)
+    }
+
+    /// Its life ends; the next one knows nothing and begins once no line of the script keeps it away.
+    pub(crate) fn restart(&mut self, line: u32) {
+        self.past.merge(self.pump.machine.metrics());
+        self.config.epoch.0 += 1;
+        self.pump = Self::launch(&self.config, &self.cost);
+        self.tick_at = None;
+        self.away.push(line);
+    }
+
+    /// Of all lives.
+    pub(super) fn metrics(&self) -> RouterMetrics {
+        let mut metrics = self.past.clone();
+        metrics.merge(self.pump.machine.metrics());
+        metrics
+    }
+}
+
+/// Sends a note to the router, as far as it gets.
+pub(super) fn note_at(faults: &mut Faults, fabric: &mut Fabric, at: Instant, note: RouterInput) {
+    let Some(from) = reporter(&note) else {
+        fabric.heap.push(at, Mark::Note(Box::new(note)));
+        return;
+    };
+    if faults.post.is_quiet(at) {
+        fabric.heap.push(at, Mark::Note(Box::new(note)));
+        return;
+    }
+    // That a worker is there is asked again until the answer comes.
+    let class = if matches!(note, RouterInput::Worker { .. }) { Class::Stream } else { Class::Loose };
+    let fate = faults.post.fate(at, from, ROUTER, class, &mut fabric.hits);
+    if let Some(copy) = fate.copy {
+        fabric.heap.push(copy, Mark::Note(Box::new(note.clone())));
+    }
+    if let Some(at) = fate.at {
+        fabric.heap.push(at, Mark::Note(Box::new(note)));
+    }
+}
 
 impl<M: Serve> WorldOf<M> {
     /// The next arrivals are due.
@@ -29,7 +96,9 @@ impl<M: Serve> WorldOf<M> {
             if let Some(memory) = &mut self.fabric.memory {
                 memory.tell(request, &live.prompt, live.seed);
             }
-            if let Some(router) = &self.router {
+            if self.router.as_ref().is_some_and(|router| !router.away.is_empty()) {
+                self.end(request, End::RouterLost);
+            } else if let Some(router) = &self.router {
                 let ask = Ask {
                     request,
                     keys: live.prompt.keys.clone(),
@@ -71,7 +140,7 @@ impl<M: Serve> WorldOf<M> {
         }
     }
 
-    pub(super) fn end(&mut self, request: RequestId, end: End) {
+    pub(crate) fn end(&mut self, request: RequestId, end: End) {
         self.clients.end(self.now, request, end);
         if self.clients.has_ended() {
             self.tell_ends();
@@ -89,10 +158,10 @@ impl<M: Serve> WorldOf<M> {
         }
     }
 
-    /// The client of a request goes away.
-    pub(super) fn cancel(&mut self, request: RequestId) {
+    /// The client of a request goes away; false if there is none.
+    pub(crate) fn cancel(&mut self, request: RequestId) -> bool {
         if self.clients.prompt(request).is_none() {
-            return;
+            return false;
         }
         if let Some(router) = &self.router {
             let note = Mark::Note(Box::new(RouterInput::Cancel { request }));
@@ -100,13 +169,23 @@ impl<M: Serve> WorldOf<M> {
         } else {
             self.post(0, 0, Input::Cancel { request });
         }
+        true
     }
 
-    pub(super) fn feed_router(&mut self, input: RouterInput) {
+    pub(crate) fn feed_router(&mut self, input: RouterInput) {
         let now = self.now;
+        if self.router.as_ref().is_none_or(|router| !router.away.is_empty()) {
+            return;
+        }
         if let RouterInput::Cancel { request } = input
             && self.clients.prompt(request).is_none()
         {
+            return;
+        }
+        if let RouterInput::Submit(ask) = &input
+            && self.clients.prompt(ask.request).is_none()
+        {
+            // The router has restarted since the client sent it.
             return;
         }
         let cancelled = if let RouterInput::Cancel { request } = input { Some(request) } else { None };
@@ -183,7 +262,39 @@ impl<M: Serve> WorldOf<M> {
 
     pub(super) fn note(&mut self, input: RouterInput) {
         if let Some(router) = &self.router {
-            self.fabric.heap.push(self.now.after_ns(router.latency_ns), Mark::Note(Box::new(input)));
+            note_at(&mut self.faults, &mut self.fabric, self.now.after_ns(router.latency_ns), input);
+        }
+    }
+
+    /// Something arrives at the router, unless the way there is cut.
+    pub(super) fn take_note(&mut self, input: Box<RouterInput>) {
+        if let Some(from) = reporter(&input)
+            && let Some(line) = self.faults.post.cut_by(from, ROUTER)
+        {
+            self.fabric.hits.add(line, 1);
+            self.faults.post.hold(from, ROUTER, Parcel::Note(input));
+            return;
+        }
+        self.feed_router(*input);
+    }
+
+    /// What a worker tells a client arrives, unless the way is cut, or the life in which it was said is over.
+    pub(crate) fn emit(&mut self, node: u32, epoch: Epoch, request: RequestId, event: Event) {
+        if let Some(line) = self.faults.post.cut_by(node, ROUTER) {
+            self.fabric.hits.add(line, 1);
+            self.faults.post.hold(node, ROUTER, Parcel::Emit { node, epoch, request, event });
+            return;
+        }
+        if self.fabric.lives[node as usize] != Some(epoch) {
+            return;
+        }
+        if let Some(note) = self.clients.on_event(self.now, node, request, event) {
+            self.note(note);
+        }
+        if self.clients.has_ended() {
+            self.tell_ends();
+            self.arm_arrival();
+            self.end_if_idle();
         }
     }
 

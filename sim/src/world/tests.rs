@@ -15,6 +15,7 @@ use pd_core::op::{Command, Outcome as Ended, Prompt, Run, Submit};
 use pd_core::router::LoadReport;
 
 use super::*;
+use crate::fault::{Cancel, Restart};
 use crate::journal::replay;
 use crate::record::{End, Outcome};
 use crate::setup::{Arrival, PathSetup, Source, StepCost, WireSetup, WorkerSetup};
@@ -213,6 +214,7 @@ pub(super) fn setup(loads: Vec<Box<dyn Source>>) -> Setup {
         far: wire,
         store: None,
         control_latency_ns: 10,
+        start: Instant::ZERO,
     };
     Setup { loads, ..Setup::new(vec![worker]) }
 }
@@ -249,8 +251,7 @@ fn equal_setups_give_equal_hashes_and_other_loads_do_not() {
 #[test]
 fn requests_of_a_worker_that_restarts_are_continued_after_it() {
     let mut setup = setup(vec![load(3, 2_000, false)]);
-    setup.script =
-        vec![(Instant(5_500), Action::Restart { worker: 0, down_for: Duration::from_micros(20), change: None })];
+    setup.script = vec![(Instant(5_500), Action::Restart(Restart::new(0, Duration::from_micros(20))))];
     setup.check = true;
     let outcome = run(setup);
     assert_eq!(outcome.violations, []);
@@ -264,7 +265,7 @@ fn requests_of_a_worker_that_restarts_are_continued_after_it() {
 #[test]
 fn a_cancelled_request_ends_as_such() {
     let mut setup = setup(vec![load(1, 0, false)]);
-    setup.script = vec![(Instant(3_500), Action::Cancel { request: RequestId(0) })];
+    setup.script = vec![(Instant(3_500), Action::Cancel(Cancel { request: 0 }))];
     let outcome = run(setup);
     assert_eq!(outcome.requests[0].end, Some(End::Finished(Finish::Cancelled)));
     assert_eq!(outcome.requests[0].tokens, 3);

@@ -67,6 +67,20 @@ fn an_offer_waits_for_its_want_and_a_want_for_its_offer() {
     assert!(net.node(P).transfer.is_wanted(R), "at once");
 }
 
+/// Found with nonsense from a peer: such a want counted as the newest, and the peer's own were taken for copies of it
+/// until its connection broke.
+#[test]
+fn a_want_of_another_life_does_not_make_those_of_this_one_old() {
+    for (epoch, source) in [(Epoch(9), Epoch(1)), (Epoch(1), Epoch(9)), (Epoch(0), Epoch(0))] {
+        let mut net = Net::new();
+        net.offer(P, R, Room(R.0), 8, None).expect("a room of its own");
+        say(&mut net, Want { epoch, source, ..want(u32::MAX, 8) });
+        assert!(!net.node(P).transfer.is_wanted(R));
+        say(&mut net, want(1, 8));
+        assert!(net.node(P).transfer.is_wanted(R), "{epoch} {source}");
+    }
+}
+
 #[test]
 fn a_want_that_nobody_offers_is_declined_in_time() {
     let mut net = Net::new();

@@ -1,0 +1,1 @@
+//! What the world does with each fault, in small.
