@@ -195,6 +195,9 @@ pub struct SchedConfig {
     pub bypass_max: u32,
     /// Deadline of requests that bring none; zero for none.
     pub default_deadline: Duration,
+    /// Most tokens of a prompt and its answer together. A prompt that leaves no room for a token is refused, an answer
+    /// ends where the room does.
+    pub context_length: u32,
     /// A deliberate mistake, in tests of the checkers.
     #[serde(skip)]
     pub mutation: Mutation,
@@ -273,6 +276,26 @@ pub enum ConfigError {
         /// What it may be.
         must: &'static str,
     },
+    /// A choice that does not fit here.
+    #[error("{key} is {value}; it must be {must}")]
+    Choice {
+        /// The key.
+        key: &'static str,
+        /// What it is, by name.
+        value: &'static str,
+        /// What it may be.
+        must: &'static str,
+    },
+}
+
+impl ConfigError {
+    /// The key to change.
+    #[must_use]
+    pub const fn key(&self) -> &'static str {
+        match self {
+            Self::Range { key, .. } | Self::Choice { key, .. } => key,
+        }
+    }
 }
 
 impl Default for KvConfig {
@@ -342,6 +365,7 @@ impl Default for SchedConfig {
             in_batch_share_tokens: 32,
             bypass_max: 64,
             default_deadline: Duration::ZERO,
+            context_length: u32::MAX,
             mutation: Mutation::default(),
         }
     }
@@ -408,6 +432,7 @@ impl WorkerConfig {
             u64::from(sched.chunked_prefill_size),
             "a positive multiple of page_size",
         )?;
+        range(sched.context_length >= 2, "context_length", u64::from(sched.context_length), "at least 2")?;
         range(sched.max_running_requests > 0, "max_running_requests", 0, "more than 0")?;
         range(sched.reserve_steps > 0, "reserve_steps", 0, "more than 0")?;
         range(

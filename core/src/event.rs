@@ -92,11 +92,18 @@ pub enum Refusal {
     Draining,
     /// The deadline had passed on arrival (HTTP 504).
     Late,
+    /// The prompt leaves no room for a token within the context length (HTTP 400).
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: u32,
+        /// Most tokens that a prompt may have.
+        max: u32,
+    },
 }
 
 codec!(enum Refusal {
     0 = QueueFull { max }, 1 = NeverFits { pages, total }, 2 = Malformed, 3 = NoOutput, 4 = DuplicateRequest,
-    5 = DuplicateRoom, 6 = WrongMode, 7 = Draining, 8 = Late,
+    5 = DuplicateRoom, 6 = WrongMode, 7 = Draining, 8 = Late, 9 = PromptTooLong { tokens, max },
 });
 
 /// Where the KV of a prompt comes from. The parts add up to the prompt.

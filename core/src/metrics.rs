@@ -88,9 +88,43 @@ counters! {
     stale_inputs,
 }
 
+/// All names that [`Metrics::mark`] is called with, in order: a gate on any other name is a misspelling.
+pub const MARKS: &[&str] = &[
+    "hicache.backup_failed",
+    "hicache.backup_without_room",
+    "hicache.discard_failed",
+    "hicache.load_back_failed",
+    "hicache.persist_failed",
+    "hicache.persist_retried",
+    "hicache.prefetch",
+    "hicache.prefetch_hole",
+    "hicache.prefetch_parked",
+    "hicache.prefetch_revoked",
+    "hicache.prefetch_slower_than_computing",
+    "hicache.prefetch_timeout",
+    "hicache.prefetch_too_short",
+    "hicache.query_failed",
+    "hicache.scan_failed",
+    "hicache.scanned",
+    "kv.write_back",
+    "kv.write_back_without_room",
+    "sched.admission_undone",
+    "sched.forward_failed",
+    "sched.no_prefill_left",
+    "sched.starved",
+    "transfer.abort_again",
+    "transfer.abort_of_unknown",
+    "transfer.handoff_of_another",
+    "transfer.incompatible",
+    "transfer.push_again",
+    "transfer.silent",
+    "transfer.want_refused",
+];
+
 impl Metrics {
     /// Notes that a named rare branch was taken, so that a test can tell whether it ran.
     pub fn mark(&mut self, name: &'static str) {
+        debug_assert!(MARKS.binary_search(&name).is_ok(), "add the mark {name} to MARKS, in order");
         *self.marks.entry(name).or_default() += 1;
     }
 }

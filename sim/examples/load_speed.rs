@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use pd_core::id::{PageKey, Token};
-use pd_core::key::page_key;
+use pd_core::key::{Namespace, page_key};
 use pd_sim::load::{Context, Load, LoadConfig};
 use pd_sim::trace::{Format, Trace};
 
@@ -20,7 +20,8 @@ fn main() {
     for page_size in [512, 64, 16] {
         let table = "kind = 'trace'\nfile = 'traces/conversation_trace.jsonl.gz'\nformat = 'mooncake'";
         let config: LoadConfig = toml::from_str(table).expect("a right table");
-        let cx = Context { seed: 1, index: 0, root: PageKey(1), page_size, directory: &directory };
+        let namespace = Namespace { page_size, ..Namespace::default() };
+        let cx = Context { seed: 1, index: 0, namespace: &namespace, directory: &directory };
         let mut loads: Vec<Load> = (0..ROUNDS).map(|_| Load::new(&config, &cx).expect("a right table")).collect();
         report(&format!("all prompts at page {page_size}"), || {
             let mut load = loads.pop().expect("one load a round");

@@ -17,12 +17,34 @@ use toml::Spanned;
 #[derive(Clone, Debug)]
 pub struct Library {
     root: PathBuf,
+    /// Where relative paths start.
+    base: PathBuf,
 }
 
 impl Library {
-    /// The library in `root`, for instance `scenarios`.
+    /// The library in `root`, for instance `scenarios`. Relative paths start in the working directory.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), base: PathBuf::new() }
+    }
+
+    /// The library that a file in `folder` uses: that of the nearest folder upwards, or else of a checkout that is the
+    /// working directory. Relative paths start in `folder`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn of_folder(folder: &Path) -> Result<Self, LoadError> {
+        // As the user wrote it as far as that goes, then in full: a bare file name has no folders to go up.
+        let here = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let full = std::path::absolute(here).unwrap_or_else(|_| here.to_path_buf());
+        let checkout = Path::new("scenarios");
+        let has_library = |root: &&Path| root.join(Kind::Gpu.folder()).is_dir();
+        folder
+            .ancestors()
+            .chain(full.ancestors())
+            .chain([checkout])
+            .find(has_library)
+            .map(|root| Self { root: root.to_path_buf(), base: folder.to_path_buf() })
+            .ok_or_else(|| LoadError::NoLibrary { folder: full.display().to_string() })
     }
 
     /// A GPU by name or path.
@@ -69,7 +91,7 @@ impl Library {
 
     fn load<T: DeserializeOwned>(&self, name: &str, folder: &str, kind: Kind) -> Result<T, LoadError> {
         let is_path = name.contains(['/', '\\']) || Path::new(name).extension().is_some_and(|end| end == "toml");
-        let path = if is_path { PathBuf::from(name) } else { self.root.join(folder).join(format!("{name}.toml")) };
+        let path = if is_path { self.base.join(name) } else { self.root.join(folder).join(format!("{name}.toml")) };
         let text = match read(&path) {
             Err(LoadError::Io { error, .. }) if !is_path && error.kind() == io::ErrorKind::NotFound => {
                 return Err(LoadError::unknown(name, &self.root.join(folder)));
@@ -115,6 +137,14 @@ impl Kind {
 /// Why a file could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
+    /// There is no folder of GPUs, links, disks and models.
+    #[error(
+        "neither {folder} nor a folder above it has the library, folders hw/ and models/; copy those of pd's scenarios"
+    )]
+    NoLibrary {
+        /// Where the search began.
+        folder: String,
+    },
     /// No file has that name.
     #[error("no {name}.toml in {folder}{}", hint(nearest.as_deref()))]
     Unknown {
@@ -177,7 +207,7 @@ impl LoadError {
             .min()
             .filter(|(distance, candidate)| *distance <= candidate.len().max(name.len()) / 2)
             .map(|(_, candidate)| candidate);
-        Self::Unknown { name: name.to_owned(), folder: folder.display().to_string(), nearest }
+        Self::Unknown { name: name.to_owned(), folder: shown(folder), nearest }
     }
 }
 
@@ -190,7 +220,7 @@ fn parse<T: DeserializeOwned>(path: &Path, text: &str, want: Kind) -> Result<T, 
     let kind = head(path, text)?.kind;
     let (span, have) = (kind.span(), kind.into_inner());
     if have != want {
-        let (path, line) = (path.display().to_string(), line_of(text, span.start));
+        let (path, line) = (shown(path), line_of(text, span.start));
         return Err(LoadError::Kind { path, line, have: have.word(), want: want.word() });
     }
     // The values know nothing of `kind` and refuse unknown keys. Blanking its line keeps the numbers of all others.
@@ -206,15 +236,20 @@ fn head(path: &Path, text: &str) -> Result<Head, LoadError> {
 
 fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> LoadError {
     let line = error.span().map_or(1, |span| line_of(text, span.start));
-    LoadError::Parse { path: path.display().to_string(), line, message: error.message().to_owned() }
+    LoadError::Parse { path: shown(path), line, message: error.message().to_owned() }
 }
 
 fn read(path: &Path) -> Result<String, LoadError> {
-    fs::read_to_string(path).map_err(|error| LoadError::Io { path: path.display().to_string(), error })
+    fs::read_to_string(path).map_err(|error| LoadError::Io { path: shown(path), error })
+}
+
+/// The path in full: where a library lies does not follow from where the user is.
+fn shown(path: &Path) -> String {
+    std::path::absolute(path).map_or_else(|_| path.display().to_string(), |full| full.display().to_string())
 }
 
 fn list(folder: &Path) -> Result<Vec<String>, LoadError> {
-    let failed = |error| LoadError::Io { path: folder.display().to_string(), error };
+    let failed = |error| LoadError::Io { path: shown(folder), error };
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();

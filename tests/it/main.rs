@@ -17,9 +17,15 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_path_buf()
 }
 
-/// All scenario files, in order.
+/// All scenario files, in order: those of the folder itself, then the catalogue of known failures.
 fn scenario_files() -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(root().join("scenarios"))
+    let mut files = toml_files("scenarios");
+    files.extend(toml_files("scenarios/known"));
+    files
+}
+
+fn toml_files(folder: &str) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(root().join(folder))
         .expect("the folder is part of the repository")
         .map(|entry| entry.expect("a readable folder").path())
         .filter(|path| path.extension().is_some_and(|end| end == "toml"))

@@ -6,7 +6,7 @@ use pd::sim::report;
 use pd::sim::scenario::{self, Overrides};
 use pd::sim::world::World;
 
-use crate::{root, scenario_files};
+use crate::{root, scenario_files, toml_files};
 
 fn run(path: &Path, check: bool) -> Vec<(String, u64, Vec<String>)> {
     let overrides = Overrides::default();
@@ -46,6 +46,25 @@ fn every_scenario_passes_its_gates_and_checkers_change_nothing() {
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
+/// The catalogue: each run says what happened elsewhere, with the numbers of the public reports, or that it was found by
+/// reading the source.
+#[test]
+fn every_known_failure_is_cited() {
+    let cited = |about: &str| {
+        let is_number = |text: &str| text.trim_start().starts_with(|letter: char| letter.is_ascii_digit());
+        about.split('#').skip(1).any(is_number) || about.contains("found in SGLang 0.5.7")
+    };
+    let mut count = 0;
+    for path in toml_files("scenarios/known") {
+        for case in scenario::load(&path, &Overrides::default()).unwrap_or_else(|error| panic!("{error}")) {
+            count += 1;
+            assert!(cited(&case.about), "{}: {} cites nothing", path.display(), case.name);
+            assert!(case.gates.len() >= 2, "{}: {} has one gate only", path.display(), case.name);
+        }
+    }
+    assert!(count >= 60, "only {count} runs in the catalogue");
+}
+
 #[test]
 fn another_seed_gives_another_run() {
     let path = root().join("scenarios/one_p_one_d.toml");
@@ -64,7 +83,8 @@ fn another_seed_gives_another_run() {
 fn hashes_are_those_that_were_recorded() {
     let mut lines = Vec::new();
     for path in scenario_files() {
-        lines.extend(run(&path, false).into_iter().map(|(name, hash, _)| format!("{hash:016x}  {name}")));
+        let folder = if path.parent().is_some_and(|folder| folder.ends_with("known")) { "known/" } else { "" };
+        lines.extend(run(&path, false).into_iter().map(|(name, hash, _)| format!("{hash:016x}  {folder}{name}")));
     }
     insta::assert_snapshot!("hashes", lines.join("\n"));
 }

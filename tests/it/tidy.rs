@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use pd::core::metrics::MARKS;
+
 use crate::root;
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -67,6 +69,26 @@ fn nothing_is_left_unfinished_or_switched_off() {
         }
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn every_mark_is_listed_and_every_listed_mark_is_made() {
+    let mut made = Vec::new();
+    let mut files = Vec::new();
+    sources(&root().join("core/src"), &mut files);
+    files.retain(|path| !path.ends_with("metrics.rs"));
+    for path in files {
+        let text = fs::read_to_string(&path).expect("a readable file");
+        made.extend(text.split('"').skip(1).step_by(2).filter(|word| MARKS.contains(word)).map(str::to_owned));
+        // What is given to `mark` by name; a choice between names is asserted where it is made.
+        for rest in text.split(".mark(\"").skip(1) {
+            let name = rest.split('"').next().expect("a string ends");
+            assert!(MARKS.contains(&name), "{}: add the mark {name} to MARKS", path.display());
+        }
+    }
+    let idle: Vec<_> = MARKS.iter().filter(|mark| !made.iter().any(|one| one == *mark)).collect();
+    assert!(idle.is_empty(), "nothing makes these marks: {idle:?}");
+    assert!(MARKS.is_sorted(), "MARKS is searched by bisection");
 }
 
 #[test]

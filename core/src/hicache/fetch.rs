@@ -67,6 +67,10 @@ pub(crate) struct Waiting {
     /// Why pages before `stored_until` may be missing all the same.
     pub(crate) reason: Option<MissReason>,
     pub(super) batches: Vec<BatchId>,
+    /// Leading pages that were there or under way when the limit cut its last fetch; 0 if it did not. Once those have
+    /// arrived the rest waits for its turn; once one of them has been dropped again, no more is fetched: L2 cannot hold
+    /// what waits for it, and would be filled for ever.
+    cut_at: u32,
     /// Since when only the fetch keeps it from being admitted.
     pub(super) blocked_at: Option<Instant>,
     /// What a shared store answered, from page `answered_from` on.
@@ -89,6 +93,9 @@ impl Waiting {
         digest.word(u64::from(self.stored_until));
         digest.value(&self.reason);
         digest.value(&self.blocked_at);
+        if self.cut_at > 0 {
+            digest.word(u64::from(self.cut_at));
+        }
         for id in &self.batches {
             digest.word(id.0);
         }
@@ -145,6 +152,7 @@ impl HiCache {
                 weighed: None,
                 reason: None,
                 batches: Vec::new(),
+                cut_at: 0,
                 blocked_at: None,
                 answer: None,
                 query: None,
@@ -271,6 +279,7 @@ impl HiCache {
         waiting.reason = None;
         waiting.local = Self::local_pages(tiers, &path, waiting.cap);
         waiting.stored_until = waiting.local;
+        let cut_at = core::mem::take(&mut waiting.cut_at);
         let mut wanted = Vec::new();
         let mut coming = Vec::new();
         while waiting.stored_until < waiting.cap {
@@ -296,6 +305,10 @@ impl HiCache {
         if wanted.is_empty() {
             return;
         }
+        if waiting.local < cut_at {
+            waiting.reason = Some(MissReason::HostMemory);
+            return;
+        }
         if gained < self.config.prefetch_threshold {
             waiting.reason = Some(MissReason::TooShort { threshold: self.config.prefetch_threshold });
             cx.mark("hicache.prefetch_too_short");
@@ -316,11 +329,13 @@ impl HiCache {
         let room = capacity.saturating_sub(self.fetching_pages);
         let enough = wanted.len().min((self.config.prefetch_threshold / page_size).max(1) as usize);
         if (room as usize) < enough {
+            waiting.cut_at = cut_at;
             self.park(cx, request, waiting, MissReason::Capacity);
             return;
         }
         if (room as usize) < wanted.len() {
             waiting.reason = Some(MissReason::Capacity);
+            waiting.cut_at = wanted[room as usize];
             wanted.truncate(room as usize);
         }
         let hosts = self.reserve(tiers, &path, wanted.len());
@@ -328,11 +343,13 @@ impl HiCache {
             for host in hosts {
                 tiers.host.release(host);
             }
+            waiting.cut_at = cut_at;
             self.park(cx, request, waiting, MissReason::HostMemory);
             return;
         }
         if hosts.len() < wanted.len() {
             waiting.reason = Some(MissReason::HostMemory);
+            waiting.cut_at = 0;
             wanted.truncate(hosts.len());
         }
         let until = wanted.last().map_or(0, |last| last + 1);
@@ -497,6 +514,12 @@ impl HiCache {
             waiting.reason = reason.or(waiting.reason);
             if waiting.batches.is_empty() && waiting.state == State::Fetching {
                 waiting.state = State::Done;
+                // The limit let only the beginning through: the rest has its turn while the request waits for its own
+                // (sglang #27619).
+                if waiting.reason == Some(MissReason::Capacity) && waiting.cut_at > 0 {
+                    waiting.state = State::Parked;
+                    self.parked.push_back(user);
+                }
             }
         }
     }

@@ -28,6 +28,20 @@ pub enum Policy {
     AppendAware,
 }
 
+impl Policy {
+    /// The name that configurations use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::RoundRobin => "round_robin",
+            Self::PowerOfTwo => "power_of_two",
+            Self::CacheAware => "cache_aware",
+            Self::AppendAware => "append_aware",
+        }
+    }
+}
+
 /// One router.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -157,12 +171,13 @@ impl RouterConfig {
             u64::from(self.page_size),
             "a power of two from 1 to 1024",
         )?;
-        range(
-            self.decode_policy != Policy::AppendAware,
-            "decode_policy",
-            Policy::AppendAware as u64,
-            "another than append_aware, which belongs in policy and chooses the decode worker, too",
-        )?;
+        if self.decode_policy == Policy::AppendAware {
+            return Err(ConfigError::Choice {
+                key: "decode_policy",
+                value: self.decode_policy.name(),
+                must: "another one: append_aware belongs in policy and chooses the decode worker, too",
+            });
+        }
         range(
             self.cache_threshold_per_mille <= 1000,
             "cache_threshold_per_mille",

@@ -371,7 +371,15 @@ impl Sched {
     }
 
     /// Door: takes the request into the right queue.
-    fn enter(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer, submit: Submit) -> Result<(), Refusal> {
+    fn enter(
+        &mut self,
+        cx: &mut Cx<'_>,
+        kv: &mut Kv,
+        transfer: &mut Transfer,
+        mut submit: Submit,
+    ) -> Result<(), Refusal> {
+        // An answer ends where the context does.
+        submit.limit = submit.limit.min(self.config.context_length.saturating_sub(submit.prompt.length));
         let deadline = self.door(cx.now, kv, &submit)?;
         let request = submit.request;
         let mut sequence = Sequence::new(submit, cx.now, deadline);
@@ -410,6 +418,10 @@ impl Sched {
         }
         if !submit.prompt.is_well_formed(self.page_size) || submit.stop.len() > STOP_TOKENS_MAX {
             return Err(Refusal::Malformed);
+        }
+        if submit.prompt.length >= self.config.context_length {
+            let (tokens, max) = (submit.prompt.length, self.config.context_length - 1);
+            return Err(Refusal::PromptTooLong { tokens, max });
         }
         if submit.limit == 0 {
             return Err(Refusal::NoOutput);

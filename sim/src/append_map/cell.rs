@@ -23,7 +23,7 @@ use crate::load::{ListConfig, ListRequest, LoadConfig};
 use crate::observe::Observer;
 use crate::scenario::Document;
 use crate::scenario::error::ScenarioError;
-use crate::scenario::loads::{Prompts, sources};
+use crate::scenario::loads::sources;
 use crate::scenario::schema::{File, Router};
 use crate::setup::Setup;
 use crate::units::{Count, Span};
@@ -205,8 +205,6 @@ impl Cell {
         append_at: Option<Instant>,
         (map, slowest): (&MapConfig, LinkCost),
     ) -> Result<(Setup, Watch), String> {
-        let kv = &setup.workers[0].config.kv;
-        let prompts = Prompts { root: kv.root, page_size: kv.page_size };
         let cost = &setup.workers[0].cost;
         let moved_ns = |tokens: u64| slowest.time_ns(tokens.saturating_mul(cost.kv_bytes_per_token()), 1);
         let request = |at: Instant, prompt_tokens: u64, output_tokens: u64, content: Option<&str>| ListRequest {
@@ -216,6 +214,8 @@ impl Cell {
             content: content.map(str::to_owned),
             prefix: None,
             priority: None,
+            lora: String::new(),
+            salt: String::new(),
         };
         // Each phase gets twice what its work takes over the slowest link, so that it is over when the next one begins
         // (which is checked), and the answers under way are equally long over all links.
@@ -244,7 +244,7 @@ impl Cell {
         let at = append_at.unwrap_or(at.after_ns(PAUSE_NS));
         requests.push(request(at, self.tokens, 1, Some("conversation")));
         let load = LoadConfig::List(ListConfig { requests, priority: 0, start: Span::default() });
-        setup.loads = sources(&[load], setup.seed, std::path::Path::new(""), prompts)?;
+        setup.loads = sources(&[load], setup.seed, std::path::Path::new(""), &setup.prompts)?;
         setup.check = false;
         let watch = Watch {
             ask,

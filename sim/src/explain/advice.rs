@@ -62,6 +62,9 @@ pub(super) const fn of_refusal(refusal: Refusal) -> Option<&'static str> {
             "prompt and answer can never fit L1: give it more pages (mem_fraction_static, max_total_tokens, tp), or ask \
              for less"
         }
+        Refusal::PromptTooLong { .. } => {
+            "the prompt leaves no room for an answer in the context: send less, or raise context_length if the model bears it"
+        }
         Refusal::Draining => "the worker was told to take nothing more (drain): send requests elsewhere",
         Refusal::Late => "its deadline had passed on arrival: raise request_timeout",
         Refusal::WrongMode => "send it to a worker of the right mode",

@@ -34,6 +34,24 @@ pub enum LoadConfig {
     List(ListConfig),
 }
 
+impl LoadConfig {
+    /// The contents that it has prompts of, by name.
+    pub(super) fn contents(&self) -> impl Iterator<Item = &str> {
+        let (prefixes, requests): (&[PrefixConfig], &[ListRequest]) = match self {
+            Self::Poisson(config) => (&config.prefixes, &[]),
+            Self::Fixed(config) => (&config.prefixes, &[]),
+            Self::Burst(config) => (&config.prefixes, &[]),
+            Self::OnOff(config) => (&config.prefixes, &[]),
+            Self::Closed(config) => (&config.prefixes, &[]),
+            Self::Sessions(config) => (&config.prefixes, &[]),
+            Self::Trace(_) => (&[], &[]),
+            Self::List(config) => (&[], &config.requests),
+        };
+        let requests = requests.iter().filter_map(|request| request.content.as_deref());
+        prefixes.iter().filter_map(|prefix| prefix.content.as_deref()).chain(requests)
+    }
+}
+
 /// One way for prompts to begin alike.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -236,6 +254,12 @@ pub struct ListRequest {
     /// The prompt begins with the first tokens of another content, and goes on with its own. Holds for the content's
     /// name from here on.
     pub prefix: Option<ListPrefix>,
+    /// LoRA adapter; a namespace of its own.
+    #[serde(default)]
+    pub lora: String,
+    /// The tenant's cache salt; a namespace of its own.
+    #[serde(default)]
+    pub salt: String,
     /// Larger is more urgent.
     pub priority: Option<i32>,
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use pd_core::key::Namespace;
 use pd_core::time::Instant;
 
 use super::config::{ListConfig, ListRequest};
@@ -27,7 +28,10 @@ impl List {
             let prompt_tokens = cx.length("requests", request.prompt_tokens.0)?;
             let output_tokens = cx.length("requests", request.output_tokens.0)?;
             let (beginning, own) = parts(request, count, &mut contents, cx)?;
-            let mut chain = cx.chain();
+            // Equal tokens in another namespace are other pages.
+            let namespace =
+                Namespace { lora: request.lora.clone(), salt: request.salt.clone(), ..cx.namespace.clone() };
+            let mut chain = Chain::new(namespace.root(), namespace.page_size);
             chain.reserve(prompt_tokens);
             append(&mut chain, &beginning, own, prompt_tokens);
             let ordinal = cx.ordinal(count);

@@ -23,11 +23,12 @@ use std::path::Path;
 
 use thiserror::Error;
 
-use pd_core::id::PageKey;
+use pd_core::key::Namespace;
 use pd_core::op::Prompt;
 use pd_core::rng::{Rng, Stream};
 use pd_core::time::Instant;
 
+use crate::scenario::error::nearest;
 use crate::trace::{TOKENS_MAX, TraceError};
 
 pub use config::{
@@ -87,10 +88,8 @@ pub struct Context<'a> {
     pub seed: u64,
     /// Index of the load among those of the run; tells their streams, contents and ordinals apart.
     pub index: u32,
-    /// Root key of the namespace that prompts belong to.
-    pub root: PageKey,
-    /// Tokens per page of that namespace.
-    pub page_size: u32,
+    /// The namespace that prompts belong to, unless they say otherwise; its page size is that of their keys.
+    pub namespace: &'a Namespace,
     /// Where relative names of traces start.
     pub directory: &'a Path,
 }
@@ -185,6 +184,9 @@ impl Loads {
     /// If `cx.index` is not 0.
     pub fn new(configs: &[LoadConfig], cx: &Context<'_>) -> Result<Self, LoadError> {
         assert!(cx.index == 0, "ordinals name their load by its place");
+        for (index, config) in (0..).zip(configs) {
+            check_prefixes(config, configs, &Context { index, ..*cx })?;
+        }
         let load = |(index, config)| Load::new(config, &Context { index, ..*cx });
         let mut loads = (cx.index..).zip(configs).map(load).collect::<Result<Vec<_>, _>>()?;
         let next = loads.iter_mut().map(Load::next_arrival).collect();
@@ -220,7 +222,7 @@ impl Context<'_> {
     }
 
     fn chain(&self) -> Chain {
-        Chain::new(self.root, self.page_size)
+        Chain::new(self.namespace.root(), self.namespace.page_size)
     }
 
     fn error(&self, key: &'static str, problem: impl Into<String>) -> LoadError {
@@ -244,6 +246,24 @@ impl Context<'_> {
             }
         }
     }
+}
+
+/// Checks that what a list's prompts begin with is a content that some request of some load has: a misspelt name would
+/// be a prefix that nobody shares.
+fn check_prefixes(config: &LoadConfig, all: &[LoadConfig], cx: &Context<'_>) -> Result<(), LoadError> {
+    let LoadConfig::List(list) = config else { return Ok(()) };
+    let known = || all.iter().flat_map(LoadConfig::contents);
+    for prefix in list.requests.iter().filter_map(|request| request.prefix.as_ref()) {
+        if known().any(|name| name == prefix.of) {
+            continue;
+        }
+        let hint = match nearest(&prefix.of, known()) {
+            Some(near) => format!("did you mean \"{near}\"?"),
+            None => "give a request content = \"...\" of that name".to_owned(),
+        };
+        return Err(cx.error("prefix", format!("no request has the content \"{}\"; {hint}", prefix.of)));
+    }
+    Ok(())
 }
 
 fn ordinal(index: u32, count: u32) -> u64 {

@@ -53,8 +53,8 @@ impl Replay {
         let name = config.file.file_name().unwrap_or_default().to_string_lossy();
         Ok(Self {
             index: cx.index,
-            root: cx.root,
-            page_size: cx.page_size,
+            root: cx.namespace.root(),
+            page_size: cx.namespace.page_size,
             start: Instant(config.start.ns()),
             speed: speed as u64,
             scope: Source::trace_scope(name.split('.').next().unwrap_or_default()),

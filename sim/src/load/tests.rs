@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pd_core::id::Token;
+use pd_core::id::{PageKey, Token};
 use pd_core::key::page_key;
 
 use super::*;
@@ -227,7 +227,7 @@ fn errors_of_a_table_say_what_is_wrong() {
     load 0: prefixes: all weights are 0; expected one above
     load 0: prompt_tokens: may come to 16777221 tokens; expected 1 to 16777216 in all
     load 0: turns: may come to 167772169 tokens; expected 1 to 16777216 in all
-    load 0: prefix: content "A" began otherwise in an earlier request; the same name is the same tokens
+    load 0: prefix: no request has the content "Z"; give a request content = "..." of that name
     load 0: prefix: content "A" began otherwise in an earlier request; the same name is the same tokens
     load 0: pad: needs a trace whose contents are blocks
     load 0: speed: is 0; expected 0.000001 to 1000000000
@@ -304,7 +304,8 @@ fn traces() -> std::path::PathBuf {
 
 fn try_loads(text: &str, seed: u64, page_size: u32) -> Result<Loads, String> {
     let tables: Tables = toml::from_str(text).map_err(|error| error.message().to_owned())?;
-    let cx = Context { seed, index: 0, root: PageKey(1), page_size, directory: &traces() };
+    let namespace = Namespace { page_size, ..Namespace::default() };
+    let cx = Context { seed, index: 0, namespace: &namespace, directory: &traces() };
     Loads::new(&tables.load, &cx).map_err(|error| error.to_string())
 }
 

@@ -5,12 +5,13 @@ pub mod collect;
 pub mod html;
 
 mod limits;
+mod names;
 mod page;
 pub mod perfetto;
 pub mod series;
 pub mod tables;
 
-use pd_core::event::Served;
+use pd_core::event::{Finish, Served};
 use pd_core::metrics::Metrics;
 
 use crate::link::LinkUse;
@@ -19,6 +20,7 @@ use crate::scenario::expect::Values;
 use crate::stats::{Samples, Summary};
 
 pub use self::limits::what_limits;
+pub use self::names::Names;
 pub use self::page::page;
 
 /// Requests up to which a report has values and a line for each of them.
@@ -152,7 +154,9 @@ pub fn values(outcome: &Outcome) -> Values {
         count(|record| matches!(record.end, Some(End::Refused(_) | End::NotRouted(_) | End::RouterLost))),
     );
     put("requests.unfinished", count(|record| record.end.is_none()));
-    put("requests.failed", count(|record| matches!(record.end, Some(End::Finished(_))) && !record.is_complete()));
+    put("requests.failed", count(|record| matches!(record.end, Some(End::Finished(Finish::Failed(_))))));
+    put("requests.cancelled", count(|record| record.end == Some(End::Finished(Finish::Cancelled))));
+    put("requests.late", count(|record| record.end == Some(End::Finished(Finish::Deadline))));
     put("requests.retries", requests.iter().map(|record| f64::from(record.retries)).sum());
     put("requests.retractions", requests.iter().map(|record| f64::from(record.retractions)).sum());
     let output: u64 = requests.iter().map(|record| u64::from(record.tokens)).sum();
@@ -176,7 +180,7 @@ pub fn values(outcome: &Outcome) -> Values {
     put("hits.storage_tokens", hits.storage as f64);
     put("hits.rate_percent", 100.0 * hits.cached() as f64 / (hits.prompt as f64).max(1.0));
     put("transfers.count", outcome.transfers.len() as f64);
-    put("transfers.bytes", outcome.transfers.iter().map(|transfer| transfer.bytes as f64).sum());
+    put("transfers.bytes", outcome.transfers.iter().map(|transfer| transfer.bytes).sum::<u64>() as f64);
 
     let latencies = Latencies::of(outcome);
     for (name, summary) in [
@@ -295,7 +299,20 @@ pub fn json(name: &str, outcome: &Outcome, values: &Values, broken: &[crate::sce
 
 #[cfg(test)]
 mod tests {
-    use super::word;
+    use pd_core::event::{Failure, Finish};
+
+    use super::{names, values, word};
+    use crate::record::End;
+
+    #[test]
+    fn who_went_away_or_was_late_did_not_fail() {
+        let count = |finish, name: &str| values(&names::one_request(End::Finished(finish)))[name];
+        assert_eq!(count(Finish::Cancelled, "requests.cancelled"), 1.0);
+        assert_eq!(count(Finish::Cancelled, "requests.failed"), 0.0);
+        assert_eq!(count(Finish::Deadline, "requests.late"), 1.0);
+        assert_eq!(count(Finish::Deadline, "requests.failed"), 0.0);
+        assert_eq!(count(Finish::Failed(Failure::Memory), "requests.failed"), 1.0);
+    }
 
     #[test]
     fn names_of_variants_become_words() {

@@ -120,6 +120,13 @@ pub(super) fn reasons(record: &Record) -> String {
     texts.join(", ")
 }
 
+/// Requests that ended before their answer although nothing failed; nothing where there are none.
+fn ended_early(values: &Values) -> String {
+    let count = |name: &str| values.get(name).copied().filter(|count| *count > 0.0);
+    let words = [("requests.cancelled", "cancelled"), ("requests.late", "late")];
+    words.iter().filter_map(|(name, word)| Some(format!("{} {word}, ", count(name)?))).collect()
+}
+
 /// Key figures: label and text.
 pub(super) fn summary(outcome: &Outcome, values: &Values) -> Vec<(&'static str, String)> {
     let value = |name: &str| values.get(name).copied().unwrap_or(0.0);
@@ -129,11 +136,12 @@ pub(super) fn summary(outcome: &Outcome, values: &Values) -> Vec<(&'static str, 
         (
             "requests",
             format!(
-                "{} arrived, {} finished, {} refused, {} failed, {} unfinished; {:.2}/s over {:.1} s",
+                "{} arrived, {} finished, {} refused, {} failed, {}{} unfinished; {:.2}/s over {:.1} s",
                 value("requests.arrived"),
                 value("requests.finished"),
                 value("requests.refused"),
                 value("requests.failed"),
+                ended_early(values),
                 value("requests.unfinished"),
                 value("throughput.requests_per_second"),
                 value("run.seconds"),

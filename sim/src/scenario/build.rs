@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pd_core::config::{ConfigError, KvConfig, Mode, SchedConfig, StorageMode, TransferConfig, WorkerConfig};
 use pd_core::cost::{Cost, LinkCost, Model};
-use pd_core::id::{Epoch, PageKey, WorkerId};
+use pd_core::id::{Epoch, WorkerId};
 use pd_core::key::Namespace;
 use pd_core::message::Layout;
 use pd_core::router::RouterConfig;
@@ -45,9 +45,7 @@ const LINGER: Duration = Duration::from_secs(30);
 /// # Errors
 /// The first thing that is wrong.
 pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
-    // The library of the scenario's own folder or of one above it; else that of a checkout.
-    let root = folder.ancestors().find(|above| above.join("hw").is_dir()).unwrap_or_else(|| Path::new("scenarios"));
-    let library = Library::new(root);
+    let library = Library::of_folder(folder).map_err(|error| named("model", &error))?;
     let model = library.model(&file.model).map_err(|error| named("model", &error))?;
     let wires = Wires::new(&library, &file.network)?;
     match file.worker.iter().map(|group| u64::from(group.count)).sum() {
@@ -90,7 +88,8 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
     fits_together(&workers)?;
     let router = router(file, &workers, &model, &wires)?;
     let latency_ns = nanos(file.network.control_latency.0);
-    let prompts = super::loads::Prompts { root: workers[0].config.kv.root, page_size: workers[0].config.kv.page_size };
+    let first = &workers[0].config;
+    let prompts = namespace(&model, &first.transfer.layout.dtype, first.kv.page_size);
     if workers.iter().any(|worker| worker.config.kv.page_size != prompts.page_size) && !file.load.is_empty() {
         // Requests are keyed once, for the page size of the first worker; others could never find a page.
         return Err(Problem::at("page_size", "all workers of a deployment have the same page_size"));
@@ -102,8 +101,9 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
         router,
         router_latency_ns: latency_ns,
         load_report: Duration::ZERO,
-        loads: super::loads::sources(&file.load, file.seed, folder, prompts)
+        loads: super::loads::sources(&file.load, file.seed, folder, &prompts)
             .map_err(|message| Problem { message, key: Some("load") })?,
+        prompts,
         answer: super::loads::ANSWER,
         script: Vec::new(),
         until: file.until.map(|until| Instant::ZERO + until.0),
@@ -260,7 +260,7 @@ impl<'a> Group<'a> {
             page_bytes,
             gpu_pages,
             host_pages,
-            root: namespace(&model, &table.dtype, page_size),
+            root: namespace(&model, &table.dtype, page_size).root(),
             device_eviction: table.radix_eviction_policy,
             host_eviction: table.hicache_eviction_policy,
             host_policy: table.hicache_host_policy,
@@ -321,6 +321,9 @@ impl<'a> Group<'a> {
                 overlap: !table.disable_overlap_schedule,
                 reserve_steps: table.reserve_steps.unwrap_or(sched.reserve_steps),
                 default_deadline: table.request_timeout.map_or(sched.default_deadline, |span| span.0),
+                context_length: table
+                    .context_length
+                    .map_or(self.model.context_tokens_max, |count| u32::try_from(count.0).unwrap_or(u32::MAX)),
                 ..sched
             },
             transfer: TransferConfig {
@@ -417,7 +420,7 @@ fn scaled(cost: LinkCost, tp: u32) -> LinkCost {
     LinkCost { bytes_per_second: NonZeroU64::new(rate).unwrap_or(cost.bytes_per_second), ..cost }
 }
 
-pub(super) fn namespace(model: &Model, dtype: &str, page_size: u32) -> PageKey {
+pub(super) fn namespace(model: &Model, dtype: &str, page_size: u32) -> Namespace {
     Namespace {
         model: model.name.clone(),
         dtype: dtype.to_owned(),
@@ -425,7 +428,6 @@ pub(super) fn namespace(model: &Model, dtype: &str, page_size: u32) -> PageKey {
         layout: "page_first".to_owned(),
         ..Namespace::default()
     }
-    .root()
 }
 
 /// Checks what no worker can know of itself.
@@ -492,8 +494,6 @@ fn router(
 
 impl From<ConfigError> for Problem {
     fn from(error: ConfigError) -> Self {
-        let message = error.to_string();
-        let ConfigError::Range { key, .. } = error;
-        Self::at(key, message)
+        Self::at(error.key(), error.to_string())
     }
 }

@@ -56,7 +56,7 @@ fn line_of_key(text: &str, key: &str) -> Option<usize> {
     let sets = |line: &str| {
         let line = line.trim_start();
         let line = line.strip_prefix('"').unwrap_or(line);
-        line.strip_prefix(last).is_some_and(|rest| {
+        line.strip_prefix(key).or_else(|| line.strip_prefix(last)).is_some_and(|rest| {
             let rest = rest.strip_prefix('"').unwrap_or(rest);
             rest.trim_start().starts_with('=')
         })

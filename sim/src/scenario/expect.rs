@@ -78,6 +78,14 @@ pub fn value(values: &Values, name: &str) -> Result<f64, String> {
 }
 
 impl Gate {
+    /// Reads the gates on one value: one, or several with commas between them, `">= 1, <= 30"`.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn parse_all(name: &str, text: &str) -> Result<Vec<Self>, String> {
+        text.split(',').map(|part| Self::parse(name, part)).collect()
+    }
+
     /// Reads a gate such as `">= 25000"`.
     ///
     /// # Errors
@@ -100,6 +108,12 @@ impl Gate {
             format!("\"{name}\" = \"{text}\": behind {} there must be a number", &text[..text.len() - rest.len()])
         })?;
         Ok(Self { name: name.to_owned(), relation, bound })
+    }
+
+    /// The name of the value that it is about.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// True if the value satisfies the gate.
@@ -157,6 +171,14 @@ mod tests {
             let gate = Gate::parse("x", text).unwrap();
             assert_eq!((gate.holds(4.0), gate.holds(5.0), gate.holds(6.0)), (below, at, above), "{text}");
         }
+    }
+
+    #[test]
+    fn several_bounds_on_one_value_are_several_gates() {
+        let gates = Gate::parse_all("x", ">= 1, < 30").unwrap();
+        let holds = |value| gates.iter().all(|gate| gate.holds(value));
+        assert_eq!((holds(0.0), holds(1.0), holds(29.0), holds(30.0)), (false, true, true, false));
+        assert!(Gate::parse_all("x", ">= 1,").is_err());
     }
 
     #[test]

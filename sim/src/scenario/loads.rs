@@ -4,20 +4,11 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use pd_core::id::PageKey;
+use pd_core::key::Namespace;
 use pd_core::time::Instant;
 
 use crate::load::{self, Context, LoadConfig, Loads, answer_token};
 use crate::setup::{Answer, Arrival, Source};
-
-/// What prompts are keyed for.
-#[derive(Clone, Copy, Debug)]
-pub struct Prompts {
-    /// Root key of the namespace.
-    pub root: PageKey,
-    /// Tokens per page.
-    pub page_size: u32,
-}
 
 /// What the simulated engine says.
 pub const ANSWER: Answer = answer_token;
@@ -30,9 +21,9 @@ pub fn sources(
     configs: &[LoadConfig],
     seed: u64,
     folder: &Path,
-    prompts: Prompts,
+    namespace: &Namespace,
 ) -> Result<Vec<Box<dyn Source>>, String> {
-    let cx = Context { seed, index: 0, root: prompts.root, page_size: prompts.page_size, directory: folder };
+    let cx = Context { seed, index: 0, namespace, directory: folder };
     let mut loads = Loads::new(configs, &cx).map_err(|error| error.to_string())?;
     let next = loads.next_arrival();
     Ok(vec![Box::new(Clients { loads, next, brought: BTreeMap::new(), count: 0 })])

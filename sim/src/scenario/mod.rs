@@ -22,6 +22,7 @@ use self::expect::Gate;
 use self::schema::File;
 use self::set::Change;
 use crate::append_map::MapConfig;
+use crate::report::Names;
 use crate::setup::Setup;
 use crate::sweep::SweepConfig;
 
@@ -252,8 +253,8 @@ impl Document {
         file.seed = seed.unwrap_or(file.seed);
         let mut gates = Vec::new();
         for (key, gate) in &file.expect {
-            let gate = Gate::parse(key, gate).map_err(|problem| self.error(key, format!("[expect]: {problem}")))?;
-            gates.push(gate);
+            gates
+                .extend(Gate::parse_all(key, gate).map_err(|problem| self.error(key, format!("[expect]: {problem}")))?);
         }
         if !gates.iter().any(Gate::fails_idle) {
             let problem = "[expect] has no gate that a run in which nothing happens would fail; \
@@ -261,6 +262,12 @@ impl Document {
             return Err(ScenarioError::new(&self.path, format!("{name}: {problem}")));
         }
         let setup = self.build(name, &file, &changes)?;
+        let names = Names::of(&setup);
+        for gate in &gates {
+            names.check(gate.name()).map_err(|problem| {
+                self.error(gate.name(), format!("{name}: [expect] \"{}\": {problem}", gate.name()))
+            })?;
+        }
         Ok(Case { name: name.to_owned(), about: file.about, setup, gates })
     }
 }

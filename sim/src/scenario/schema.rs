@@ -189,6 +189,9 @@ pub struct Worker {
     /// Decode rows ride along with prefill chunks.
     #[serde(default)]
     pub enable_mixed_chunk: bool,
+    /// Most tokens of a prompt and its answer together, instead of the model's own limit: a longer prompt is refused, an
+    /// answer ends there.
+    pub context_length: Option<Count>,
     /// Wait for each forward before the next is planned.
     #[serde(default)]
     pub disable_overlap_schedule: bool,

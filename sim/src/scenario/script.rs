@@ -17,7 +17,7 @@ pub(super) fn action(event: &Event, places: &Places, model: &Model, file: &File)
     {
         kv_bytes(dtype)?;
         let page_size = file.worker.first().map_or(64, |group| group.page_size);
-        let root = namespace(model, dtype, page_size);
+        let root = namespace(model, dtype, page_size).root();
         restart.change = Some(Box::new(Change { root: Some(root), config: None }));
     }
     Ok(action)

@@ -105,6 +105,81 @@ fn a_scenario_that_an_idle_run_would_pass_is_refused() {
 }
 
 #[test]
+fn a_gate_on_something_that_no_report_has_is_refused_before_the_run() {
+    let gate = |name: &str, gate: &str| {
+        message(
+            "gate",
+            "\"requests.finished\" = \"== 10\"",
+            &format!("\"x\" = \">= 1\"\n\"{gate}\" = \"== 0\"").replace("\"x\"", &format!("\"{name}\"")),
+        )
+    };
+    // Without the check this gate would hold for ever: what never happened counts as 0.
+    for (wrong, right) in [
+        ("misses.hol", "misses.hole"),
+        ("marks.hicache.scaned", "marks.hicache.scanned"),
+        ("finish.failed_lane_device_", "finish.failed_lane_device"),
+        ("refused.queue_fulll", "refused.queue_full"),
+        ("links.w0.h2dd.bytes", "links.w0.h2d.bytes"),
+    ] {
+        let message = gate("requests.finished", wrong);
+        assert!(message.starts_with("DIR/case.toml:18: "), "{message}");
+        assert!(message.contains(&format!("did you mean \"{right}\"?")), "{message}");
+    }
+    assert!(gate("requests.finished", "router.routed").contains("there is no [router]"));
+}
+
+#[test]
+fn a_prefix_of_a_content_that_nobody_has_is_refused() {
+    let list = "[[load]]\nkind = \"list\"\nrequests = [\n  { at = \"0s\", prompt_tokens = 9, content = \"manual\" },\n  \
+                { at = \"1s\", prompt_tokens = 9, prefix = { of = \"manuel\", tokens = 4 } },\n]\n\n[expect]";
+    let message = outcome("prefix", &GOOD.replace("[expect]", list), &[]).unwrap_err();
+    assert!(message.contains("no request has the content \"manuel\"; did you mean \"manual\"?"), "{message}");
+    // A name of another load is as good.
+    let known = "prefixes = [{ tokens = 64, content = \"manuel\" }]\noutput_tokens = 5";
+    let text = GOOD.replace("output_tokens = 5", known).replace("[expect]", list);
+    assert_eq!(outcome("prefixes", &text, &[]), Ok(1));
+}
+
+#[test]
+fn a_name_that_the_library_lacks_is_reported_with_the_folder_in_full() {
+    let message = message("folder", "gpu = \"h200\"", "gpu = \"b300\"");
+    assert!(message.contains("no b300.toml in DIR/hw"), "{message}");
+}
+
+#[test]
+fn a_scenario_without_a_library_says_what_is_missing() {
+    let folder = std::env::temp_dir().join(format!("pd-scenario-{}-bare", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("case.toml");
+    fs::write(&file, GOOD).unwrap();
+    let message = load(&file, &Overrides::default()).unwrap_err().to_string();
+    fs::remove_dir_all(&folder).unwrap();
+    assert!(message.contains("hw/ and models/") && message.contains(&*folder.to_string_lossy()), "{message}");
+}
+
+#[test]
+fn a_policy_that_does_not_fit_is_called_by_its_name() {
+    let router = "[router]\ndecode_policy = \"append_aware\"\n\n[expect]";
+    let message = outcome("policy", &GOOD.replace("[expect]", router), &[]).unwrap_err();
+    assert!(message.contains("decode_policy is append_aware"), "{message}");
+}
+
+#[test]
+fn the_context_of_the_model_is_enforced_unless_the_worker_has_its_own() {
+    let run = |set: &[&str]| {
+        let overrides = Overrides { set: set.iter().map(|&one| one.to_owned()).collect(), ..Overrides::default() };
+        let case = load(&scenarios().join("short_prompt.toml"), &overrides).unwrap().remove(0);
+        let outcome = crate::world::World::new(case.setup).run();
+        crate::report::values(&outcome)
+    };
+    let long = run(&["load.0.requests=[{ at = \"0s\", prompt_tokens = 131072 }]", "worker.max_total_tokens=200k"]);
+    assert_eq!((long["requests.refused"], long["refused.prompt_too_long"]), (1.0, 1.0));
+    let own =
+        run(&["worker.context_length=10", "load.0.requests=[{ at = \"0s\", prompt_tokens = 7, output_tokens = 9 }]"]);
+    assert_eq!((own["requests.finished"], own["tokens.output"]), (1.0, 3.0));
+}
+
+#[test]
 fn several_workers_without_a_router_are_refused() {
     let message = message("router", "gpu = \"h200\"", "count = 2");
     assert!(message.contains("[router]"), "{message}");

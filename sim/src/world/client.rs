@@ -250,7 +250,10 @@ impl Clients {
                     Refusal::QueueFull { .. } | Refusal::Draining | Refusal::WrongMode => RouteFault::Refused,
                     Refusal::DuplicateRequest | Refusal::DuplicateRoom => RouteFault::Aborted,
                     Refusal::Late => RouteFault::Timeout,
-                    Refusal::NeverFits { .. } | Refusal::Malformed | Refusal::NoOutput => RouteFault::BadRequest,
+                    Refusal::NeverFits { .. }
+                    | Refusal::PromptTooLong { .. }
+                    | Refusal::Malformed
+                    | Refusal::NoOutput => RouteFault::BadRequest,
                 };
                 self.fail(now, request, node, fault, End::Refused(refusal))
             }

@@ -39,6 +39,26 @@ fn the_last_token_that_fits_is_taken() {
 }
 
 #[test]
+fn a_prompt_beyond_the_context_is_refused_and_an_answer_ends_there() {
+    let mut toy = toy(16, |config| config.sched.context_length = 20);
+    toy.submit(1, &words(1, 20), 1);
+    assert_eq!(toy.ending(1), Event::Refused(Refusal::PromptTooLong { tokens: 20, max: 19 }));
+    toy.submit(2, &words(2, 15), 40);
+    toy.submit(3, &words(3, 19), 7);
+    toy.submit(4, &words(4, 15), 5);
+    toy.run();
+    for (request, tokens) in [(2, 5), (3, 1), (4, 5)] {
+        assert_eq!(toy.tokens(request).len(), tokens, "request {request}");
+        assert!(matches!(toy.ending(request), Event::Finished { reason: Finish::Length, .. }));
+    }
+    // Without the cap it would have been refused: the pool holds 64 tokens.
+    toy.submit(5, &words(5, 10), 100);
+    toy.run();
+    assert_eq!(toy.tokens(5).len(), 10);
+    toy.check_rest();
+}
+
+#[test]
 fn a_live_name_is_not_given_twice() {
     let mut toy = toy(8, |_| {});
     toy.submit(1, &words(1, 5), 2);
