@@ -94,3 +94,34 @@ impl Metrics {
         *self.marks.entry(name).or_default() += 1;
     }
 }
+
+/// Every mark that core can make, in order; a test holds it against the sources.
+pub const MARKS: &[&str] = &[
+    "hicache.backup_failed",
+    "hicache.backup_without_room",
+    "hicache.discard_failed",
+    "hicache.load_back_failed",
+    "hicache.persist_failed",
+    "hicache.persist_retried",
+    "hicache.prefetch",
+    "hicache.prefetch_hole",
+    "hicache.prefetch_parked",
+    "hicache.prefetch_slower_than_computing",
+    "hicache.prefetch_too_short",
+    "hicache.query_failed",
+    "hicache.scan_failed",
+    "hicache.scanned",
+    "kv.write_back",
+    "kv.write_back_without_room",
+    "sched.admission_undone",
+    "sched.forward_failed",
+    "sched.no_prefill_left",
+    "sched.starved",
+    "transfer.abort_again",
+    "transfer.abort_of_unknown",
+    "transfer.handoff_of_another",
+    "transfer.incompatible",
+    "transfer.push_again",
+    "transfer.silent",
+    "transfer.want_refused",
+];

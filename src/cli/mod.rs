@@ -2,6 +2,7 @@
 
 mod plan;
 mod sim;
+mod swarm;
 mod sweep;
 
 use std::process::ExitCode;
@@ -20,6 +21,8 @@ struct Cli {
 enum Command {
     /// Run scenarios in virtual time and hold their gates against what happened.
     Sim(sim::Sim),
+    /// Look for runs that go wrong: thousands of small random deployments, loads and faults, each from a seed.
+    Swarm(swarm::Swarm),
     Plan(Box<plan::Plan>),
 }
 
@@ -27,6 +30,7 @@ enum Command {
 pub(crate) fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Sim(sim) => sim.run(),
+        Command::Swarm(swarm) => swarm.run(),
         Command::Plan(plan) => plan.run(),
     }
 }
