@@ -175,7 +175,8 @@ impl Swarm {
 
     /// The command that repeats a seed.
     fn command(&self, seed: u64) -> String {
-        let faults = if self.faults.is_empty() { String::new() } else { format!(" --faults {}", self.faults.join(",")) };
+        let faults =
+            if self.faults.is_empty() { String::new() } else { format!(" --faults {}", self.faults.join(",")) };
         let twice = if self.twice { " --twice" } else { "" };
         format!("pd swarm --seed {seed}{faults}{twice}")
     }

@@ -176,7 +176,7 @@ fn tiers(dice: &mut Dice, page_size: u64, pages: u64, keys: &mut Keys) {
         storage.set("max_tokens", Value::Count(dice.log(1, 4 * pages) * page_size));
     }
     if dice.chance(150) {
-        storage.set("capacity", Value::Count(dice.log(1_000_000, 4_000_000_000)));
+        storage.set("capacity", Value::Bytes(dice.log(1_000_000, 4_000_000_000)));
     }
     keys.set("hicache_storage", Value::Table(storage));
     if dice.chance(600) {
@@ -264,7 +264,8 @@ fn load(dice: &mut Dice, plan: &mut Plan, page_size: u64, l1: u64) {
     // Contents fork off plain ones, so that any part of the requests is as good a list as all of them.
     let mut beginnings: Vec<Option<(u32, u64)>> = Vec::new();
     for _ in 0..contents {
-        let plain: Vec<u32> = (0..).zip(&beginnings).filter(|(_, fork)| fork.is_none()).map(|(index, _)| index).collect();
+        let plain: Vec<u32> =
+            (0..).zip(&beginnings).filter(|(_, fork)| fork.is_none()).map(|(index, _)| index).collect();
         let is_fork = !plain.is_empty() && dice.chance(500);
         beginnings.push(is_fork.then(|| (dice.pick(&plain), length(dice, page_size, longest))));
     }

@@ -109,7 +109,8 @@ impl Sum {
             self.coverage.add(&ran.reached);
         }
         let Some(failure) = ran.failures.into_iter().next() else { return };
-        let found = self.found.entry(failure.symptom()).or_insert_with(|| Found { seed, failure: failure.clone(), count: 0 });
+        let found =
+            self.found.entry(failure.symptom()).or_insert_with(|| Found { seed, failure: failure.clone(), count: 0 });
         found.count += 1;
         if seed < found.seed {
             found.seed = seed;

@@ -20,6 +20,8 @@ pub enum Value {
     Span(u64),
     /// A speed in bytes a second.
     Rate(u64),
+    /// An amount of memory in bytes.
+    Bytes(u64),
     /// A word.
     Word(&'static str),
     /// Index of a worker.
@@ -119,6 +121,7 @@ impl Keys {
                 | Value::PerMille(_)
                 | Value::Span(_)
                 | Value::Rate(_)
+                | Value::Bytes(_)
                 | Value::Word(_)
                 | Value::Worker(_)
                 | Value::Store(_)
@@ -153,10 +156,12 @@ impl Value {
             }
             Self::Signed(number) => lower(number.unsigned_abs(), 0).map(|size| Self::Signed(size as i64)).collect(),
             Self::Span(ns) => spans(*ns).map(Self::Span).collect(),
+            Self::Bytes(bytes) => rounder(*bytes, &[1_000_000_000, 1_000_000]).into_iter().map(Self::Bytes).collect(),
             Self::Rate(rate) => rounder(*rate, &[1_000_000_000, 100_000_000]).into_iter().map(Self::Rate).collect(),
             Self::Pages(from, to) => {
                 let fewer = lower(u64::from(to - from), 1).map(|count| Self::Pages(*from, from + count as u32));
-                let earlier = lower(u64::from(*from), 0).map(|first| Self::Pages(first as u32, to - from + first as u32));
+                let earlier =
+                    lower(u64::from(*from), 0).map(|first| Self::Pages(first as u32, to - from + first as u32));
                 earlier.chain(fewer).collect()
             }
             Self::Between(low, high) => {
@@ -181,18 +186,7 @@ pub(super) fn lower(number: u64, least: u64) -> impl Iterator<Item = u64> {
 
 /// Shorter or rounder times: none at all, then whole seconds, tenths and so on that are not longer.
 pub(super) fn spans(ns: u64) -> impl Iterator<Item = u64> {
-    const UNITS: [u64; 10] = [
-        1_000_000_000,
-        100_000_000,
-        10_000_000,
-        1_000_000,
-        100_000,
-        10_000,
-        1_000,
-        100,
-        10,
-        1,
-    ];
+    const UNITS: [u64; 10] = [1_000_000_000, 100_000_000, 10_000_000, 1_000_000, 100_000, 10_000, 1_000, 100, 10, 1];
     let rank = move |ns: u64| UNITS.iter().position(|unit| ns.is_multiple_of(*unit)).unwrap_or(UNITS.len());
     let own = rank(ns);
     let round = UNITS.into_iter().map(move |unit| ns - ns % unit).filter(move |less| *less < ns && *less > 0);
@@ -228,6 +222,7 @@ impl fmt::Display for Value {
             Self::Signed(number) => write!(f, "{number}"),
             Self::PerMille(share) => write!(f, "{}.{:03}", share / 1000, share % 1000),
             Self::Span(ns) => write!(f, "\"{}\"", span(*ns)),
+            Self::Bytes(bytes) => write!(f, "\"{bytes}B\""),
             Self::Rate(rate) => write!(f, "\"{rate}B/s\""),
             Self::Word(word) => write!(f, "\"{word}\""),
             Self::Worker(index) | Self::Store(index) | Self::Request(index) => write!(f, "{index}"),

@@ -184,6 +184,7 @@ impl Plan {
                 | Value::PerMille(_)
                 | Value::Span(_)
                 | Value::Rate(_)
+                | Value::Bytes(_)
                 | Value::Word(_)
                 | Value::Request(_)
                 | Value::Pages(..)
@@ -246,7 +247,8 @@ impl Plan {
     /// The scenario file.
     #[must_use]
     pub fn text(&self, about: &str) -> String {
-        let mut text = format!("about = \"\"\"\n{}\n\"\"\"\n", about.trim().replace('\\', "\\\\").replace("\"\"\"", "'''"));
+        let mut text =
+            format!("about = \"\"\"\n{}\n\"\"\"\n", about.trim().replace('\\', "\\\\").replace("\"\"\"", "'''"));
         text.push_str(&format!("seed = {}\ncheck = true\nuntil = \"{}\"\n", self.seed, span(self.until_ns())));
         text.push_str(&format!("model = \"{}\"\n", self.model));
         if !self.network.is_empty() {
@@ -298,12 +300,8 @@ impl Plan {
 
 impl Request {
     fn line(&self) -> String {
-        let mut line = format!(
-            "at = \"{}\", prompt_tokens = {}, output_tokens = {}",
-            span(self.at_ns),
-            self.prompt,
-            self.output
-        );
+        let mut line =
+            format!("at = \"{}\", prompt_tokens = {}, output_tokens = {}", span(self.at_ns), self.prompt, self.output);
         if let Some(content) = self.content {
             line.push_str(&format!(", content = \"c{content}\""));
         }

@@ -62,12 +62,12 @@ pub fn summary(sum: &Sum, seconds: f64, jobs: usize) -> String {
     let hours = sum.simulated_ns as f64 / 3.6e12;
     let core_hours = seconds * jobs as f64 / 3600.0;
     format!(
-        "{} seeds in {seconds:.1} s on {jobs} threads: {:.0} seeds/s, {:.1} M events/s\n\
+        "{} seeds in {seconds:.1} s on {jobs} threads: {:.0} seeds/s, {:.0} k events/s\n\
          {} requests, {} faults, {hours:.0} simulated hours ({:.0} per core-hour), hash {:016x}\n\
          {} seeds failed, in {} ways\n",
         sum.seeds,
         sum.seeds as f64 / seconds.max(1e-9),
-        sum.events as f64 / 1e6 / seconds.max(1e-9),
+        sum.events as f64 / 1e3 / seconds.max(1e-9),
         sum.requests,
         sum.faults,
         hours / core_hours.max(1e-12),

@@ -203,7 +203,12 @@ impl Shrinker<'_> {
     }
 
     /// Goes through candidates until one is taken, and again from there.
-    fn descend<T: Clone>(&mut self, read: impl Fn(&Plan) -> T, simpler: impl Fn(&T) -> Vec<T>, write: impl Fn(&Plan, T) -> Plan) {
+    fn descend<T: Clone>(
+        &mut self,
+        read: impl Fn(&Plan) -> T,
+        simpler: impl Fn(&T) -> Vec<T>,
+        write: impl Fn(&Plan, T) -> Plan,
+    ) {
         while !self.is_spent() {
             let candidates = simpler(&read(&self.best));
             let taken = candidates.into_iter().any(|candidate| {
