@@ -143,6 +143,7 @@ impl Shrinker<'_> {
         let all: Vec<(Place, &'static str)> = places
             .into_iter()
             .flat_map(|place| keys(&self.best, place).iter().map(move |(key, _)| (place, key)).collect::<Vec<_>>())
+            .filter(|(place, key)| !must_stay(*place, key))
             .collect();
         let original = self.best.clone();
         // The keys that are gone are those of `all` that are not kept, whatever the present plan is.
@@ -266,6 +267,17 @@ impl Shrinker<'_> {
             values.into_iter().map(|value| Some((*key, value))).collect()
         };
         self.descend(read, simpler, write);
+    }
+}
+
+/// Keys without which a plan is another one: whom a fault is about; and the size of L1, whose default is that of a GPU,
+/// a million pages that are recounted again and again.
+fn must_stay(place: Place, key: &str) -> bool {
+    match place {
+        Place::Fault(_) => matches!(key, "worker" | "store" | "request"),
+        Place::Group(_) => key == "max_total_tokens",
+        Place::Load(_) => key == "kind",
+        Place::Network | Place::Common | Place::Router => false,
     }
 }
 
