@@ -35,6 +35,7 @@ impl Reached {
         for record in &outcome.requests {
             match record.end {
                 None => {}
+                Some(End::RouterLost) => drop(reached.insert("router_lost".to_owned())),
                 Some(End::Finished(finish)) => drop(reached.insert(format!("finish.{finish:?}"))),
                 Some(End::Refused(refusal)) => drop(reached.insert(format!("refused.{}", variant(&refusal)))),
                 Some(End::NotRouted(refusal)) => drop(reached.insert(format!("not_routed.{}", variant(&refusal)))),

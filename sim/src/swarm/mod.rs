@@ -18,6 +18,8 @@ mod failure;
 pub mod fleet;
 mod keys;
 mod menu;
+#[cfg(feature = "mutants")]
+pub mod mutants;
 mod plan;
 pub mod report;
 mod run;

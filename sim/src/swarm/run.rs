@@ -72,15 +72,10 @@ impl Stage {
     /// Runs a plan.
     #[must_use]
     pub fn run(&self, plan: &Plan) -> Ran {
-        self.run_text(&plan.text(""), Path::new("plan.toml"))
-    }
-
-    /// Runs the text of a scenario without variants. The path is what errors call it.
-    #[must_use]
-    pub fn run_text(&self, text: &str, path: &Path) -> Ran {
-        let first = self.once(text, path);
+        let text = plan.text("");
+        let first = self.once(&text);
         if self.twice && first.failures.is_empty() {
-            let second = self.once(text, path);
+            let second = self.once(&text);
             if second.hash != first.hash {
                 let what = format!("the same plan gave hash {:016x}, then {:016x}", first.hash, second.hash);
                 return Ran { failures: vec![Failure { noticed: Noticed::Twice, what }], ..first };
@@ -89,15 +84,19 @@ impl Stage {
         first
     }
 
-    fn once(&self, text: &str, path: &Path) -> Ran {
-        let case = match scenario::parse(text, path, &Overrides::default(), &self.library) {
-            Ok(mut cases) => cases.swap_remove(0),
-            Err(error) => return failed(Failure { noticed: Noticed::Loader, what: error.message }),
-        };
-        match catch(|| self.play(case)) {
-            Ok(ran) => ran,
-            Err(failure) => failed(failure),
-        }
+    /// Makes a world of the text of a plan.
+    ///
+    /// # Errors
+    /// If it is no scenario.
+    pub fn load(&self, text: &str) -> Result<Case, Failure> {
+        scenario::parse(text, Path::new("plan.toml"), &Overrides::default(), &self.library)
+            .map(|mut cases| cases.swap_remove(0))
+            .map_err(|error| Failure { noticed: Noticed::Loader, what: error.message })
+    }
+
+    fn once(&self, text: &str) -> Ran {
+        let ran = self.load(text).and_then(|case| catch(|| self.play(case)));
+        ran.unwrap_or_else(failed)
     }
 
     fn play(&self, case: Case) -> Ran {
