@@ -8,13 +8,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use pd::core::event::Control;
-use pd::core::id::{PageKey, RequestId};
+use pd::core::id::PageKey;
 use pd::core::mutant::{Mutant, Mutation};
 use pd::core::time::Instant;
 use pd::sim::check::Violation;
+use pd::sim::fault::{Action, Cancel, Order, Restart, StoreTear};
 use pd::sim::scenario::{self, Overrides};
-use pd::sim::setup::{Action, PagesOf, Setup};
+use pd::sim::setup::Setup;
+use pd::sim::units::Span;
 use pd::sim::world::World;
 
 use crate::root;
@@ -91,11 +92,11 @@ fn seconds(seconds: f64) -> Instant {
 /// Three tiers under load; some objects of L3 are torn, memory is flushed, clients go away.
 fn tiers() -> Setup {
     let mut setup = setup("host_pressure.toml", "host_pressure", &["load.0.requests=80"]);
-    let tear = Action::StoreTear { store: 0, pages: PagesOf::Every { every: 3 } };
-    let flush = Action::Control { worker: 0, control: Control::Flush };
+    let tear = Action::StoreTear(StoreTear { every: Some(3), ..StoreTear::default() });
+    let flush = Action::Flush(Order { worker: 0 });
     setup.script = vec![(seconds(6.0), tear), (seconds(6.1), flush)];
     for index in 0..20_u32 {
-        let action = Action::Cancel { request: RequestId(u64::from(index * 2)) };
+        let action = Action::Cancel(Cancel { request: u64::from(index * 2) });
         setup.script.push((seconds(0.4 + f64::from(index) * 0.3), action));
     }
     setup.script.sort_by_key(|(at, _)| *at);
@@ -125,9 +126,9 @@ fn impatient() -> Setup {
     ];
     let mut setup = setup("host_pressure.toml", "host_pressure", &set);
     // All that is live comes again at once, and finds its prompt in L3 only.
-    let restart = Action::Restart { worker: 0, down_for: Duration::from_secs(1), change: None };
+    let restart = Action::Restart(Restart { down_for: Some(Span::seconds(1)), ..Restart::default() });
     setup.script.push((seconds(4.0), restart));
-    let cancel = |request| (seconds(5.01), Action::Cancel { request: RequestId(request) });
+    let cancel = |request| (seconds(5.01), Action::Cancel(Cancel { request }));
     setup.script.extend((0..100).map(cancel));
     setup
 }
@@ -158,7 +159,7 @@ fn pairs() -> Setup {
     let set = ["load.0.requests=80", "worker.0.chunked_prefill_size=512"];
     let mut setup = setup("two_p_two_d.toml", "two_p_two_d", &set);
     for index in 0..10_u32 {
-        let action = Action::Cancel { request: RequestId(u64::from(index * 7)) };
+        let action = Action::Cancel(Cancel { request: u64::from(index * 7) });
         setup.script.push((seconds(0.5 + f64::from(index)), action));
     }
     for worker in &mut setup.workers[..2] {
@@ -179,7 +180,7 @@ fn slow_links() -> Setup {
         }
     }
     for index in 0..20_u32 {
-        let action = Action::Cancel { request: RequestId(u64::from(index * 2)) };
+        let action = Action::Cancel(Cancel { request: u64::from(index * 2) });
         setup.script.push((seconds(1.0 + f64::from(index) * 0.4), action));
     }
     setup

@@ -1,6 +1,7 @@
 //! One run of one plan: through the loader of scenarios, in a world with checkers, and a verdict.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use pd_core::mutant::Mutation;
 use pd_core::time::Instant;
@@ -10,13 +11,13 @@ use super::failure::{Failure, Noticed, catch};
 use super::plan::Plan;
 use crate::hardware::Library;
 use crate::record::Outcome;
-use crate::scenario::{self, Case, Overrides};
+use crate::scenario::{Case, Document, Overrides};
 use crate::world::World;
 
 /// Where plans are run.
 #[derive(Debug)]
 pub struct Stage {
-    library: Library,
+    library: Arc<Library>,
     mutation: Mutation,
     /// Run each plan twice and compare.
     twice: bool,
@@ -45,7 +46,7 @@ impl Stage {
     /// A stage with this hardware.
     #[must_use]
     pub fn new(library: Library) -> Self {
-        Self { library, mutation: Mutation::default(), twice: false, coverage: false }
+        Self { library: Arc::new(library), mutation: Mutation::default(), twice: false, coverage: false }
     }
 
     /// Runs each plan twice and compares.
@@ -89,7 +90,9 @@ impl Stage {
     /// # Errors
     /// If it is no scenario.
     pub fn load(&self, text: &str) -> Result<Case, Failure> {
-        scenario::parse(text, Path::new("plan.toml"), &Overrides::default(), &self.library)
+        let library = Some(Arc::clone(&self.library));
+        Document::of(text.to_owned(), Path::new("plan.toml"), &Overrides::default(), library)
+            .and_then(|document| document.cases())
             .map(|mut cases| cases.swap_remove(0))
             .map_err(|error| Failure { noticed: Noticed::Loader, what: error.message })
     }

@@ -88,9 +88,9 @@ fn settings_that_matter_stay_and_others_go() {
 fn faults_follow_the_workers_and_requests_that_they_name() {
     let names = |plan: &Plan| {
         let last = plan.workers() - 1;
-        plan.faults.iter().any(|fault| {
-            fault.what == "restart" && last > 0 && fault.keys.get("worker") == Some(&Value::Worker(last))
-        })
+        plan.faults
+            .iter()
+            .any(|fault| fault.what == "restart" && last > 0 && fault.keys.get("worker") == Some(&Value::Worker(last)))
     };
     let plan = plan_with(|plan| names(plan) && plan.groups.len() > 2);
     let last = plan.groups.last().expect("it has groups").name;

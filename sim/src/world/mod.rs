@@ -398,7 +398,16 @@ impl<M: Serve> WorldOf<M> {
                 Output::Start { .. } | Output::Emit { .. } | Output::Send { .. } | Output::Publish(_) => others += 1,
             }
             match output {
-                Output::Start { op, after, command } => lanes.start(now, op, &after, command, &mut self.fabric),
+                Output::Start { op, after, command } => {
+                    let peer = if let Command::Push(push) = &command { Some(push.to.0) } else { None };
+                    lanes.start(now, op, &after, command, &mut self.fabric);
+                    // A push over a connection that has broken, of which the worker has not heard so far.
+                    if let Some(to) = peer
+                        && seen[to as usize].is_some_and(|(_, number)| number != self.faults.wires.number(index, to))
+                    {
+                        lanes.revoke(now, to, &mut self.fabric);
+                    }
+                }
                 Output::Emit { request, event } if !is_quiet => {
                     let at = self.faults.post.fate(now, index, ROUTER, Class::Stream, &mut self.fabric.hits).at;
                     let event = Box::new(event);
