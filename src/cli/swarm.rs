@@ -9,8 +9,12 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+#[cfg(feature = "mutants")]
+use pd_core::mutant::{Mutant, Mutation};
 use pd_sim::hardware::Library;
 use pd_sim::swarm::fleet::{Fleet, Found, Sum};
+#[cfg(feature = "mutants")]
+use pd_sim::swarm::mutants::{self, Bounds};
 use pd_sim::swarm::{self, Finding, Kind, MENU, Stage, report};
 
 #[derive(Debug, Args)]
@@ -45,6 +49,18 @@ pub(crate) struct Swarm {
     /// Folder with hw/ and models/.
     #[arg(long, value_name = "DIR", default_value = "scenarios")]
     library: PathBuf,
+    /// Plant this mistake in all machines.
+    #[cfg(feature = "mutants")]
+    #[arg(long, value_name = "NAME", value_parser = mutant)]
+    mutant: Option<Mutant>,
+    /// Look for each known mistake from several starting points, and say how soon it is found and how small it gets.
+    #[cfg(feature = "mutants")]
+    #[arg(long, conflicts_with_all = ["mutant", "seed", "minutes", "coverage", "twice"])]
+    mutants: bool,
+    /// Starting points of --mutants.
+    #[cfg(feature = "mutants")]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    starts: u64,
 }
 
 /// Kinds of failures that are made small.
@@ -77,6 +93,12 @@ fn fault(name: &str) -> Result<String, String> {
     Err(format!("there is no such kind; there are {}, and none for no faults", names.join(", ")))
 }
 
+#[cfg(feature = "mutants")]
+fn mutant(name: &str) -> Result<Mutant, String> {
+    let names = || Mutant::ALL.iter().map(|mutant| mutant.name()).collect::<Vec<_>>().join(", ");
+    Mutant::parse(name).ok_or_else(|| format!("there is no such mistake; there are {}", names()))
+}
+
 impl Swarm {
     /// Runs the seeds; 1 if any failed, 2 for bad input.
     pub(crate) fn run(&self) -> ExitCode {
@@ -89,7 +111,33 @@ impl Swarm {
                 return ExitCode::from(2);
             }
         };
-        self.search(&Stage::new(library).twice(self.twice).coverage(self.coverage))
+        let stage = Stage::new(library).twice(self.twice).coverage(self.coverage);
+        #[cfg(feature = "mutants")]
+        if self.mutants {
+            return self.hunt(stage);
+        }
+        #[cfg(feature = "mutants")]
+        let stage = stage.mutation(self.mutant.map(Mutation::of).unwrap_or_default());
+        self.search(&stage)
+    }
+
+    /// Looks for all mistakes; 1 if one was missed.
+    #[cfg(feature = "mutants")]
+    fn hunt(&self, mut stage: Stage) -> ExitCode {
+        let seeds = self.seeds.end - self.seeds.start;
+        let bounds = Bounds { starts: self.starts, seeds, tries: self.tries, jobs: self.jobs() };
+        let mut hunts = Vec::new();
+        let bar = progress(Some(Mutant::ALL.len() as u64));
+        for &mutant in Mutant::ALL {
+            bar.set_message(mutant.name());
+            let (hunt, back) = mutants::hunt(stage, mutant, bounds);
+            stage = back;
+            hunts.push(hunt);
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        print!("{}", mutants::table(&hunts));
+        ExitCode::from(u8::from(hunts.iter().any(|hunt| hunt.found.len() < bounds.starts as usize)))
     }
 
     fn search(&self, stage: &Stage) -> ExitCode {
@@ -129,7 +177,7 @@ impl Swarm {
         };
         let faults: Vec<&str> = self.faults.iter().map(String::as_str).collect();
         let total = seeds.end - seeds.start;
-        let fleet = Fleet { seeds, faults: &faults, jobs: self.jobs(), first_only: false };
+        let fleet = Fleet { seeds, faults: &faults, jobs: self.jobs(), first_only: self.stops_at_first() };
         let bar = progress(if until.is_some() { None } else { Some(total) });
         let sum = fleet.run(stage, &mut |sum| {
             if sum.seeds.is_multiple_of(16) {
@@ -178,7 +226,23 @@ impl Swarm {
         let faults =
             if self.faults.is_empty() { String::new() } else { format!(" --faults {}", self.faults.join(",")) };
         let twice = if self.twice { " --twice" } else { "" };
-        format!("pd swarm --seed {seed}{faults}{twice}")
+        #[cfg(feature = "mutants")]
+        let mutant = self.mutant.map_or_else(String::new, |mutant| format!(" --mutant {}", mutant.name()));
+        #[cfg(not(feature = "mutants"))]
+        let mutant = "";
+        format!("pd swarm --seed {seed}{faults}{twice}{mutant}")
+    }
+
+    /// A planted mistake is to be found, not to be counted.
+    #[cfg(feature = "mutants")]
+    const fn stops_at_first(&self) -> bool {
+        self.mutant.is_some()
+    }
+
+    #[cfg(not(feature = "mutants"))]
+    #[expect(clippy::unused_self, reason = "asked as where there are mutants")]
+    const fn stops_at_first(&self) -> bool {
+        false
     }
 
     fn jobs(&self) -> usize {

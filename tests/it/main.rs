@@ -5,6 +5,7 @@ mod oracles;
 mod papers;
 mod replay;
 mod scenarios;
+mod swarm;
 mod sweeps;
 mod tidy;
 

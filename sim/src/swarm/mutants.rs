@@ -2,8 +2,11 @@
 
 use pd_core::mutant::{Mutant, Mutation};
 
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+
 use super::fleet::Fleet;
-use super::{Finding, Stage, draw, pursue};
+use super::{Finding, Stage, draw, pursue, report};
 
 /// How the search for one mutant went.
 #[derive(Clone, Debug)]
@@ -47,6 +50,50 @@ pub fn hunt(stage: Stage, mutant: Mutant, bounds: Bounds) -> (Hunt, Stage) {
         }
     }
     (Hunt { mutant, found, starts: bounds.starts }, stage)
+}
+
+/// All searches as a table, and the medians over them.
+#[must_use]
+pub fn table(hunts: &[Hunt]) -> String {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header([
+        "mistake",
+        "found",
+        "seeds",
+        "requests",
+        "faults",
+        "smallest",
+        "noticed by",
+    ]);
+    let (mut requests, mut faults) = (Vec::new(), Vec::new());
+    for hunt in hunts {
+        let found = format!("{} of {}", hunt.found.len(), hunt.starts);
+        let row = |seeds: String, requests: String, faults: String, size: String, by: String| {
+            [hunt.mutant.name().to_owned(), found.clone(), seeds, requests, faults, size, by]
+        };
+        let Some((median_seeds, median_requests, median_faults)) = hunt.medians() else {
+            table.add_row(row("-".into(), "-".into(), "-".into(), String::new(), String::new()));
+            continue;
+        };
+        requests.push(median_requests);
+        faults.push(median_faults);
+        let size = |finding: &Finding| finding.small.requests.len() + finding.small.faults.len();
+        let smallest = hunt.found.iter().map(|(_, finding)| finding).min_by_key(|finding| size(finding));
+        let (size, by) = smallest.map_or_else(Default::default, |finding| {
+            (report::size(&finding.small), finding.small_failure.noticed.to_string())
+        });
+        table.add_row(row(median_seeds.to_string(), median_requests.to_string(), median_faults.to_string(), size, by));
+    }
+    let caught = hunts.iter().filter(|hunt| !hunt.found.is_empty()).count();
+    requests.sort_unstable();
+    faults.sort_unstable();
+    let middle = |sorted: &[u64]| sorted.get(sorted.len() / 2).copied().unwrap_or(0);
+    format!(
+        "{table}\n{caught} of {} mistakes found; median size {} requests, {} faults\n",
+        hunts.len(),
+        middle(&requests),
+        middle(&faults)
+    )
 }
 
 impl Hunt {

@@ -38,7 +38,7 @@ use crate::check::Checks;
 use crate::disk::{Disk, JobId};
 use crate::fault::{Class, Faults, ROUTER};
 use crate::lane::{Depot, Fabric, LaneSpec, Letter, Mark, Place, Way, WireEnd};
-use crate::link::{FlowId, LinkId, Path};
+use crate::link::{FlowId, LinkId};
 use crate::memory::Memory;
 use crate::node::{Node, Serve};
 use crate::observe::Observer;
@@ -116,7 +116,7 @@ impl<M: Serve> WorldOf<M> {
             assert!(worker.config.worker.0 == index, "worker {} is at place {index}", worker.config.worker);
             assert!(worker.layers > 0, "a model has layers");
             assert!(worker.store.is_none_or(|store| (store as usize) < fabric.depots.len()), "there is such a store");
-            let mut path = |links: &[LinkSetup]| path(&mut fabric, &mut link_names, links);
+            let mut path = |links: &[LinkSetup]| fabric.path(&mut link_names, links);
             let near = Way { out: path(&worker.near.out), into: path(&worker.near.into), cost: worker.near.cost };
             let far = Way { out: path(&worker.far.out), into: path(&worker.far.into), cost: worker.far.cost };
             let spec = LaneSpec {
@@ -507,19 +507,6 @@ impl<M: Serve> WorldOf<M> {
         self.jobs_done = done;
         self.fabric.has_disk_jobs = true;
     }
-}
-
-/// The path over these links, added where they are new.
-fn path(fabric: &mut Fabric, names: &mut Vec<String>, links: &[LinkSetup]) -> Path {
-    let mut ids: Vec<LinkId> = Vec::new();
-    for link in links {
-        let index = names.iter().position(|name| *name == link.name).unwrap_or_else(|| {
-            names.push(link.name.clone());
-            fabric.links.add(&link.name, link.bytes_per_second).0 as usize
-        });
-        ids.push(LinkId(index as u32));
-    }
-    Path::new(&ids)
 }
 
 /// Events between two calls of a progress report.
