@@ -54,6 +54,8 @@ pub enum Stream {
     Nonsense = 33,
     /// Clients that go away.
     Disconnect = 34,
+    /// Plans of a swarm.
+    Swarm = 64,
 }
 
 /// A deterministic generator (ChaCha8), equal on every platform.

@@ -4,6 +4,7 @@
 //! a separator or an extension is a path. What the values mean is the business of [`pd_core::cost`]; each file says by
 //! `kind` what it is, so that a link is never taken for a GPU.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,12 +20,22 @@ pub struct Library {
     root: PathBuf,
     /// Where relative paths start.
     base: PathBuf,
+    kept: Kept,
+}
+
+/// What has been read once and for all, by name.
+#[derive(Clone, Debug, Default)]
+struct Kept {
+    gpus: BTreeMap<String, Hardware>,
+    links: BTreeMap<String, Link>,
+    disks: BTreeMap<String, Disk>,
+    models: BTreeMap<String, Model>,
 }
 
 impl Library {
     /// The library in `root`, for instance `scenarios`. Relative paths start in the working directory.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), base: PathBuf::new() }
+        Self { root: root.into(), base: PathBuf::new(), kept: Kept::default() }
     }
 
     /// The library that a file in `folder` uses: that of the nearest folder upwards, or else of a checkout that is the
@@ -43,28 +54,62 @@ impl Library {
             .chain(full.ancestors())
             .chain([checkout])
             .find(has_library)
-            .map(|root| Self { root: root.to_path_buf(), base: folder.to_path_buf() })
+            .map(|root| Self { root: root.to_path_buf(), base: folder.to_path_buf(), kept: Kept::default() })
             .ok_or_else(|| LoadError::NoLibrary { folder: full.display().to_string() })
+    }
+
+    /// The same library, read completely: for many worlds in a row, which then touch no file of it.
+    ///
+    /// # Errors
+    /// The first file that is wrong.
+    pub fn in_memory(mut self) -> Result<Self, LoadError> {
+        let mut kept = Kept::default();
+        for name in self.names(Kind::Gpu)? {
+            kept.gpus.insert(name.clone(), self.gpu(&name)?);
+        }
+        for name in self.names(Kind::Link)? {
+            kept.links.insert(name.clone(), self.link(&name)?);
+        }
+        for name in self.names(Kind::Disk)? {
+            kept.disks.insert(name.clone(), self.disk(&name)?);
+        }
+        for name in self.names(Kind::Model)? {
+            kept.models.insert(name.clone(), self.model(&name)?);
+        }
+        self.kept = kept;
+        Ok(self)
     }
 
     /// A GPU by name or path.
     pub fn gpu(&self, name: &str) -> Result<Hardware, LoadError> {
-        self.load(name, "hw", Kind::Gpu)
+        match self.kept.gpus.get(name) {
+            Some(kept) => Ok(kept.clone()),
+            None => self.load(name, "hw", Kind::Gpu),
+        }
     }
 
     /// A link by name or path.
     pub fn link(&self, name: &str) -> Result<Link, LoadError> {
-        self.load(name, "hw", Kind::Link)
+        match self.kept.links.get(name) {
+            Some(kept) => Ok(kept.clone()),
+            None => self.load(name, "hw", Kind::Link),
+        }
     }
 
     /// A disk by name or path.
     pub fn disk(&self, name: &str) -> Result<Disk, LoadError> {
-        self.load(name, "hw", Kind::Disk)
+        match self.kept.disks.get(name) {
+            Some(kept) => Ok(kept.clone()),
+            None => self.load(name, "hw", Kind::Disk),
+        }
     }
 
     /// A model by name or path.
     pub fn model(&self, name: &str) -> Result<Model, LoadError> {
-        self.load(name, "models", Kind::Model)
+        match self.kept.models.get(name) {
+            Some(kept) => Ok(kept.clone()),
+            None => self.load(name, "models", Kind::Model),
+        }
     }
 
     /// A model on `tp` GPUs, both by name or path.

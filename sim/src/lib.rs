@@ -26,6 +26,7 @@ pub mod scenario;
 pub mod setup;
 pub mod stats;
 pub mod store;
+pub mod swarm;
 pub mod sweep;
 pub mod trace;
 pub mod units;

@@ -171,22 +171,68 @@ impl Memory {
     }
 
     /// A forward has ended: it has read what came before each run and has written the run. `is_named` tells whether
-    /// another forward in flight names a request.
-    pub fn forward(&mut self, now: Instant, node: u32, batch: &Batch, is_named: impl Fn(RequestId) -> bool) {
+    /// another forward in flight names a request. `void`: requests of which the forward before this one failed; what is
+    /// written for them is worth nothing, and nobody may read it.
+    pub fn forward(
+        &mut self,
+        now: Instant,
+        node: u32,
+        batch: &Batch,
+        void: &[RequestId],
+        is_named: impl Fn(RequestId) -> bool,
+    ) {
         for run in batch.runs() {
-            let memory = &mut self.nodes[node as usize];
-            let mut table = memory.tables.get_mut(&run.request).map(std::mem::take).unwrap_or_default();
-            memory.extend(&mut table, run.table_from, batch.pages(run));
-            self.run(now, node, run, &mut table);
-            let memory = &mut self.nodes[node as usize];
-            if table.is_closing && !is_named(run.request) {
-                memory.tables.remove(&run.request);
-                memory.cut(&mut table, 0);
-            } else if let Some(place) = memory.tables.get_mut(&run.request) {
-                *place = table;
+            let mut table = self.take_table(node, batch, run);
+            if void.contains(&run.request) {
+                self.spoil_run(node, run, &table);
             } else {
-                memory.tables.insert(run.request, table);
+                self.run(now, node, run, &mut table);
             }
+            self.put_table(node, run.request, table, &is_named);
+        }
+    }
+
+    /// A forward has failed: it has told the device of pages and has written nothing.
+    pub fn forward_failed(&mut self, node: u32, batch: &Batch, is_named: impl Fn(RequestId) -> bool) {
+        for run in batch.runs() {
+            let table = self.take_table(node, batch, run);
+            self.put_table(node, run.request, table, &is_named);
+        }
+    }
+
+    /// The table of a run, with the pages that the run tells of.
+    fn take_table(&mut self, node: u32, batch: &Batch, run: &Run) -> Table {
+        let memory = &mut self.nodes[node as usize];
+        let mut table = memory.tables.get_mut(&run.request).map(std::mem::take).unwrap_or_default();
+        memory.extend(&mut table, run.table_from, batch.pages(run));
+        table
+    }
+
+    fn put_table(&mut self, node: u32, request: RequestId, mut table: Table, is_named: &impl Fn(RequestId) -> bool) {
+        let memory = &mut self.nodes[node as usize];
+        if table.is_closing && !is_named(request) {
+            memory.tables.remove(&request);
+            memory.cut(&mut table, 0);
+        } else if let Some(place) = memory.tables.get_mut(&request) {
+            *place = table;
+        } else {
+            memory.tables.insert(request, table);
+        }
+    }
+
+    /// Whatever was in the places of the run is gone; what is before them in the first page stays.
+    fn spoil_run(&mut self, node: u32, run: &Run, table: &Table) {
+        let page_size = self.nodes[node as usize].page_size;
+        let pages = run.start / page_size..(run.start + run.count).div_ceil(page_size);
+        for page in pages {
+            let Some(gpu) = table.pages.get(page as usize) else { return };
+            let cell = Cell::gpu(node, *gpu);
+            let before = run.start.saturating_sub(page * page_size);
+            let left = match self.tag(cell) {
+                Tag::Page { key, filled } if before > 0 => Tag::Page { key, filled: filled.min(before) },
+                Tag::Page { .. } | Tag::Empty | Tag::Filling => Tag::Empty,
+            };
+            self.set(cell, left);
         }
     }
 

@@ -6,6 +6,7 @@ mod outputs;
 mod plan;
 mod replay;
 mod sim;
+mod swarm;
 mod sweep;
 
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ struct Cli {
 enum Command {
     /// Run scenarios in virtual time and hold their gates against what happened.
     Sim(sim::Sim),
+    /// Look for runs that go wrong: thousands of small random deployments, loads and faults, each from a seed.
+    Swarm(swarm::Swarm),
     Plan(Box<plan::Plan>),
     /// Live a recorded run again and compare every step.
     Replay(replay::Replay),
@@ -35,6 +38,7 @@ enum Command {
 pub(crate) fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Sim(sim) => sim.run(),
+        Command::Swarm(swarm) => swarm.run(),
         Command::Plan(plan) => plan.run(),
         Command::Replay(replay) => replay.run(),
         Command::Diff(diff) => diff.run(),

@@ -7,6 +7,7 @@ mod papers;
 mod replay;
 mod reports;
 mod scenarios;
+mod swarm;
 mod sweeps;
 mod tidy;
 

@@ -129,6 +129,8 @@ pub struct Sched {
     starved: Option<Instant>,
     /// It found none in the step before, either.
     was_starved: bool,
+    /// It has failed in this step.
+    has_failed: bool,
     draining: bool,
     picks: Vec<Pick>,
 }
@@ -163,6 +165,7 @@ impl Sched {
             wake: None,
             starved: None,
             was_starved: false,
+            has_failed: false,
             draining: false,
             picks: Vec::new(),
         }
@@ -220,11 +223,18 @@ impl Sched {
         }
         self.wake = None;
         self.was_starved = self.starved.take().is_some();
-        self.admit(cx, kv, admit::Work::Receive(transfer));
-        if self.config.mutation.is(Mutant::LostWakeup) && self.slots.len() == 1 && self.admitted == 0 {
-            return;
+        loop {
+            self.admit(cx, kv, admit::Work::Receive(transfer));
+            if self.config.mutation.is(Mutant::LostWakeup) && self.slots.len() == 1 && self.admitted == 0 {
+                return;
+            }
+            while self.flights.len() < self.flights_max && self.launch(cx, kv, transfer) {}
+            // Who starved has given its pages back after everybody was asked; nothing is in flight that would ask again.
+            if !core::mem::take(&mut self.has_failed) {
+                break;
+            }
+            self.was_starved = false;
         }
-        while self.flights.len() < self.flights_max && self.launch(cx, kv, transfer) {}
         if self.slots.len() == 0 {
             self.ratio.reset();
         }

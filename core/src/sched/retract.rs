@@ -116,6 +116,7 @@ impl Sched {
         if self.was_starved {
             cx.mark("sched.starved");
             self.end(cx, kv, transfer, slot, Finish::Failed(Failure::Memory));
+            self.has_failed = true;
         } else {
             self.starved = Some(cx.now);
         }

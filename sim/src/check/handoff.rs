@@ -365,8 +365,8 @@ impl Handoffs {
     #[inline]
     pub(super) fn emitted(&self, log: &mut Log, worker: u32, request: RequestId, event: &Event) {
         let Some(stray) = &self.stray else { return };
-        let goes_on = matches!(event, Event::Token(_) | Event::Admitted(_));
-        if goes_on && stray.requests.contains(&Some(request)) {
+        // Not its admission: the pages that the stray gives back may be what its prompt waits for to be computed here.
+        if matches!(event, Event::Token(_)) && stray.requests.contains(&Some(request)) {
             let what = "goes on after a hand-off that is not that of its attempt";
             log.report(stray.checker, About::leg(worker, request), what);
         }

@@ -98,6 +98,9 @@ impl<M: Serve> WorldOf<M> {
         *self.faults.wires.numbers.entry(pair(one, other)).or_default() += 1;
         for (from, to) in [(one, other), (other, one)] {
             self.block(from, to);
+            // Also what waits for its forward: the pages are somebody else's by the time the two are connected again.
+            self.nodes[from as usize].lanes.revoke(self.now, to, &mut self.fabric);
+            self.drain(from);
         }
         for (to, life, from) in [(one, life, other), (other, other_life, one)] {
             let latency_ns = self.nodes[from as usize].latency_ns;

@@ -135,7 +135,8 @@ impl Lanes {
             let Start { gpu_start, gpu_ns, cpu_ready, .. } = plan.starts[index];
             // All of them hold the same sequences: any buffer will do, at the right position.
             batch.set_starts(plan.rows.iter().map(|&(_, position)| position + (depth + index - 1) as u32));
-            let pass = Pass { batch, gpu_ns, cpu_ready, gpu_start, end: plan.ends[depth + index], state: State::Timed };
+            let (end, void) = (plan.ends[depth + index], Vec::new());
+            let pass = Pass { batch, void, gpu_ns, cpu_ready, gpu_start, end, state: State::Timed };
             let seq = self.base + self.ring.len() as u64;
             let first_at = gpu_start.after_ns(gpu_ns / self.spec.layers);
             self.ring.push_back(Op { first_at: Some(first_at), ..Op::new(Work::Forward(pass), gpu_start) });

@@ -51,6 +51,8 @@ pub(super) struct Compute {
 #[derive(Debug)]
 pub(super) struct Pass {
     pub(super) batch: Box<Batch>,
+    /// Requests of which a forward before this one failed: it computes them from what is not there.
+    pub(super) void: Vec<RequestId>,
     pub(super) gpu_ns: u64,
     /// When the host is done with it.
     pub(super) cpu_ready: Instant,
@@ -114,7 +116,15 @@ impl Lanes {
         }
         let cpu_ready = now.max(self.compute.cpu_free).after_ns(cpu_ns);
         self.compute.cpu_free = cpu_ready;
-        Pass { batch, gpu_ns, cpu_ready, gpu_start: Instant::ZERO, end: Instant::ZERO, state: State::Waiting }
+        Pass {
+            batch,
+            void: Vec::new(),
+            gpu_ns,
+            cpu_ready,
+            gpu_start: Instant::ZERO,
+            end: Instant::ZERO,
+            state: State::Waiting,
+        }
     }
 
     /// Gives a start to each forward that can have one.
@@ -131,7 +141,7 @@ impl Lanes {
                     return;
                 }
                 self.compute.queue.pop_front();
-                self.fail(now, seq, Fault::Prerequisite, fabric);
+                self.fail_forward(now, seq, Fault::Prerequisite, fabric);
                 continue;
             }
             if op.waiting > 0 {
@@ -196,20 +206,42 @@ impl Lanes {
             self.compute.behind_failed = self.compute.queue.len();
         }
         if is_behind || line.is_some() {
-            self.fail(now, seq, Fault::Device, fabric);
+            self.fail_forward(now, seq, Fault::Device, fabric);
             self.plan_compute(now, fabric);
             return;
         }
         let node = self.spec.node;
         let Work::Forward(pass) = &mut self.op(seq).work else { unreachable!("this operation is a forward") };
-        let mut batch = std::mem::take(&mut pass.batch);
+        let (mut batch, void) = (std::mem::take(&mut pass.batch), std::mem::take(&mut pass.void));
         if let Some(memory) = &mut fabric.memory {
-            memory.forward(now, node, &batch, |request| self.names(request));
+            memory.forward(now, node, &batch, &void, |request| self.names(request));
         }
         batch.sample(|run| fabric.answer(run.request, run.start + run.count));
         self.use_.forwards += 1;
         self.finish(now, seq, Outcome::Sampled(Sampled(batch)), fabric);
         self.plan_compute(now, fabric);
+    }
+
+    /// A forward, which is not in the queue any more, fails. Those behind it were issued before anybody knew; what they
+    /// compute for its requests is worth nothing.
+    fn fail_forward(&mut self, now: Instant, seq: u64, fault: Fault, fabric: &mut Fabric) {
+        let Work::Forward(pass) = &mut self.op(seq).work else { unreachable!("the compute queue holds forwards") };
+        let batch = std::mem::take(&mut pass.batch);
+        let mut requests: Vec<RequestId> = batch.runs().iter().map(|run| run.request).collect();
+        for index in 0..self.compute.queue.len() {
+            let behind = self.compute.queue[index];
+            let Work::Forward(pass) = &mut self.op(behind).work else {
+                unreachable!("the compute queue holds forwards")
+            };
+            // Who is told of its pages from the first one on begins anew, behind what is known to have failed.
+            requests
+                .retain(|request| !pass.batch.runs().iter().any(|run| run.request == *request && run.table_from == 0));
+            pass.void.extend_from_slice(&requests);
+        }
+        if let Some(memory) = &mut fabric.memory {
+            memory.forward_failed(self.spec.node, &batch, |request| self.names(request));
+        }
+        self.fail(now, seq, fault, fabric);
     }
 
     fn set_end(&mut self, seq: u64, gpu_start: Instant, gpu_ns: u64, floor: Instant, fabric: &mut Fabric) {

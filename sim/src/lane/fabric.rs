@@ -15,7 +15,7 @@ use crate::heap::Heap;
 use crate::link::{FlowId, FlowSpec, LinkId, Links, Path};
 use crate::memory::Memory;
 use crate::observe::Activity;
-use crate::setup::Answer;
+use crate::setup::{Answer, LinkSetup};
 use crate::store::Store;
 
 /// Shared by all lanes of a world.
@@ -234,6 +234,19 @@ impl Fabric {
             activities: None,
             flows: BTreeMap::new(),
         }
+    }
+
+    /// The path over these links, added where they are new.
+    pub(crate) fn path(&mut self, names: &mut Vec<String>, links: &[LinkSetup]) -> Path {
+        let mut ids: Vec<LinkId> = Vec::new();
+        for link in links {
+            let index = names.iter().position(|name| *name == link.name).unwrap_or_else(|| {
+                names.push(link.name.clone());
+                self.links.add(&link.name, link.bytes_per_second).0 as usize
+            });
+            ids.push(LinkId(index as u32));
+        }
+        Path::new(&ids)
     }
 
     /// The operation whose flow this was.

@@ -46,6 +46,7 @@ impl Pushing {
 impl Lanes {
     /// Does what can be done for a push.
     pub(super) fn run_push(&mut self, now: Instant, seq: u64, fabric: &mut Fabric) {
+        let node = self.spec.node;
         let op = self.op(seq);
         let (waiting, is_doomed, ready_at, is_layered) = (op.waiting, op.is_doomed, op.ready_at, op.tail > 0);
         let pushing = self.pushing(seq);
@@ -53,6 +54,9 @@ impl Lanes {
             self.drop_push(now, seq, Fault::Prerequisite, fabric);
         } else if pushing.begun.is_some() {
             self.push_rest(now, seq, fabric);
+        } else if !fabric.blocked.is_empty() && fabric.blocked.contains_key(&(node, pushing.push.to.0)) {
+            // At once, also if its forward is still to end: by then there may be another connection.
+            self.drop_push(now, seq, Fault::Unreachable, fabric);
         } else if waiting > 0 {
         } else if ready_at > now {
             if !std::mem::replace(&mut pushing.is_timed, true) {
@@ -86,14 +90,22 @@ impl Lanes {
         }
     }
 
+    /// The connection to a peer is another one from here on: what was issued over the former one never leaves.
+    pub fn revoke(&mut self, now: Instant, peer: u32, fabric: &mut Fabric) {
+        let seqs = (self.base..).zip(&self.ring);
+        let is_there = |work: &Work| matches!(work, Work::Push(pushing) if pushing.push.to.0 == peer);
+        let pushes: Vec<u64> = seqs.filter(|(_, op)| is_there(&op.work)).map(|(seq, _)| seq).collect();
+        for seq in pushes {
+            self.drop_push(now, seq, Fault::Unreachable, fabric);
+        }
+    }
+
     fn begin_push(&mut self, now: Instant, seq: u64, is_layered: bool, fabric: &mut Fabric) {
         let (node, layers, page_bytes) = (self.spec.node, self.spec.layers, self.spec.page_bytes);
         let place = self.place(seq);
         let pushing = self.pushing(seq);
-        let is_blocked = !fabric.blocked.is_empty() && fabric.blocked.contains_key(&(node, pushing.push.to.0));
         let fault = match fabric.lives[pushing.push.to.0 as usize] {
             None => Some(Fault::Unreachable),
-            Some(_) if is_blocked => Some(Fault::Unreachable),
             Some(life) if life != pushing.push.epoch => Some(Fault::Fenced),
             Some(_) => None,
         };

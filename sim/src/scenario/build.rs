@@ -40,14 +40,23 @@ const UNLIMITED: u64 = 1 << 60;
 /// After the last request: time for writes to reach L3.
 const LINGER: Duration = Duration::from_secs(30);
 
-/// Makes a world.
+/// Makes a world, with hardware and models of the library in the scenario's own folder or in one above it, else of that
+/// of a checkout.
 ///
 /// # Errors
 /// The first thing that is wrong.
 pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
     let library = Library::of_folder(folder).map_err(|error| named("model", &error))?;
+    setup_with(file, folder, &library)
+}
+
+/// Makes a world with hardware and models of this library; traces are in the folder.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn setup_with(file: &File, folder: &Path, library: &Library) -> Result<Setup, Problem> {
     let model = library.model(&file.model).map_err(|error| named("model", &error))?;
-    let wires = Wires::new(&library, &file.network)?;
+    let wires = Wires::new(library, &file.network)?;
     match file.worker.iter().map(|group| u64::from(group.count)).sum() {
         1..=WORKERS_MAX => {}
         count => {
@@ -65,13 +74,13 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
             return Err(Problem::at("per_machine", "per_machine is 0; it must be at least 1"));
         }
         machine = group.machine.unwrap_or(machine);
-        let built = Group::new(&library, &model, group, &wires)?;
+        let built = Group::new(library, &model, group, &wires)?;
         let shared = matches!(&group.hicache_storage, Some(storage) if storage.mode == StorageMode::Shared);
         for index in 0..group.count {
             if let Some(storage) = &group.hicache_storage
                 && (index == 0 || !shared)
             {
-                stores.push(built.store(&library, storage, stores.len())?);
+                stores.push(built.store(library, storage, stores.len())?);
             }
             if index > 0 && index % group.per_machine == 0 {
                 machine += 1;

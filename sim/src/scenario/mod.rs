@@ -13,6 +13,7 @@ mod tests;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pd_core::time::Instant;
 use toml::{Table, Value};
@@ -22,6 +23,7 @@ use self::expect::Gate;
 use self::schema::File;
 use self::set::Change;
 use crate::append_map::MapConfig;
+use crate::hardware::Library;
 use crate::report::Names;
 use crate::setup::Setup;
 use crate::sweep::SweepConfig;
@@ -72,6 +74,8 @@ pub struct Document {
     sets: Vec<Change>,
     seed: Option<u64>,
     until: Option<Instant>,
+    /// Hardware and models, if not those around the file.
+    library: Option<Arc<Library>>,
 }
 
 impl Document {
@@ -81,6 +85,20 @@ impl Document {
     /// What is wrong, with file, line and the nearest right name.
     pub fn read(path: &Path, overrides: &Overrides) -> Result<Self, ScenarioError> {
         let text = fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
+        Self::of(text, path, overrides, None)
+    }
+
+    /// Takes a text that is at hand and, if it is given, a library to take hardware and models from. `path` is what errors
+    /// call it, and where its traces are.
+    ///
+    /// # Errors
+    /// What is wrong, with file, line and the nearest right name.
+    pub fn of(
+        text: String,
+        path: &Path,
+        overrides: &Overrides,
+        library: Option<Arc<Library>>,
+    ) -> Result<Self, ScenarioError> {
         // Once from the text itself, for errors that know their line.
         let file: File = toml::from_str(&text).map_err(|error| ScenarioError::toml(path, &text, &error))?;
         let mut base: Table = toml::from_str(&text).map_err(|error| ScenarioError::toml(path, &text, &error))?;
@@ -96,6 +114,7 @@ impl Document {
             sets: Vec::new(),
             seed: overrides.seed,
             until: overrides.until,
+            library,
             text,
         };
         // What is changed of a sweep itself is no business of its worlds.
@@ -211,7 +230,11 @@ impl Document {
 
     fn build(&self, name: &str, file: &File, changes: &[Change]) -> Result<Setup, ScenarioError> {
         let folder = self.path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-        let mut setup = build::setup(file, &folder).map_err(|problem| {
+        let setup = match &self.library {
+            Some(library) => build::setup_with(file, &folder, library),
+            None => build::setup(file, &folder),
+        };
+        let mut setup = setup.map_err(|problem| {
             let Some(key) = problem.key else {
                 return ScenarioError::new(&self.path, format!("{name}: {}", problem.message));
             };

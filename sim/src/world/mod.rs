@@ -40,7 +40,7 @@ use crate::check::Checks;
 use crate::disk::{Disk, JobId};
 use crate::fault::{Class, Faults, ROUTER};
 use crate::lane::{Depot, Fabric, LaneSpec, Letter, Mark, Place, Way, WireEnd};
-use crate::link::{FlowId, LinkId, Path};
+use crate::link::{FlowId, LinkId};
 use crate::memory::Memory;
 use crate::node::{Node, Serve};
 use crate::observe::Observer;
@@ -116,7 +116,7 @@ impl<M: Serve> WorldOf<M> {
             assert!(worker.config.worker.0 == index, "worker {} is at place {index}", worker.config.worker);
             assert!(worker.layers > 0, "a model has layers");
             assert!(worker.store.is_none_or(|store| (store as usize) < fabric.depots.len()), "there is such a store");
-            let mut path = |links: &[LinkSetup]| path(&mut fabric, &mut link_names, links);
+            let mut path = |links: &[LinkSetup]| fabric.path(&mut link_names, links);
             let near = Way { out: path(&worker.near.out), into: path(&worker.near.into), cost: worker.near.cost };
             let far = Way { out: path(&worker.far.out), into: path(&worker.far.into), cost: worker.far.cost };
             let spec = LaneSpec {
@@ -406,7 +406,16 @@ impl<M: Serve> WorldOf<M> {
                 Output::Start { .. } | Output::Emit { .. } | Output::Send { .. } | Output::Publish(_) => others += 1,
             }
             match output {
-                Output::Start { op, after, command } => lanes.start(now, op, &after, command, &mut self.fabric),
+                Output::Start { op, after, command } => {
+                    let peer = if let Command::Push(push) = &command { Some(push.to.0) } else { None };
+                    lanes.start(now, op, &after, command, &mut self.fabric);
+                    // A push over a connection that has broken, of which the worker has not heard so far.
+                    if let Some(to) = peer
+                        && seen[to as usize].is_some_and(|(_, number)| number != self.faults.wires.number(index, to))
+                    {
+                        lanes.revoke(now, to, &mut self.fabric);
+                    }
+                }
                 Output::Emit { request, event } if !is_quiet => {
                     let at = self.faults.post.fate(now, index, ROUTER, Class::Stream, &mut self.fabric.hits).at;
                     let event = Box::new(event);
@@ -507,19 +516,6 @@ impl<M: Serve> WorldOf<M> {
         self.jobs_done = done;
         self.fabric.has_disk_jobs = true;
     }
-}
-
-/// The path over these links, added where they are new.
-fn path(fabric: &mut Fabric, names: &mut Vec<String>, links: &[LinkSetup]) -> Path {
-    let mut ids: Vec<LinkId> = Vec::new();
-    for link in links {
-        let index = names.iter().position(|name| *name == link.name).unwrap_or_else(|| {
-            names.push(link.name.clone());
-            fabric.links.add(&link.name, link.bytes_per_second).0 as usize
-        });
-        ids.push(LinkId(index as u32));
-    }
-    Path::new(&ids)
 }
 
 /// Events between two calls of a progress report.

@@ -155,6 +155,25 @@ fn a_lone_sequence_that_finds_no_page_fails_and_nobody_else_does() {
     toy.check_rest();
 }
 
+/// Found by a swarm: admission had asked everybody before the pages came back, and nothing was in flight to ask again.
+#[test]
+fn who_waits_behind_a_sequence_that_finds_no_page_is_served_when_it_fails() {
+    let mut toy = toy(8, |config| {
+        optimist(config);
+        config.sched.max_running_requests = 1;
+    });
+    let pages =
+        toy.kv.acquire(&mut toy.bench.cx(), crate::id::RequestId(99), &prompt(ROOT, 4, &words(99, 16)), 16, false);
+    toy.outside.push(pages.expect("the pool is empty").0);
+    toy.submit(1, &words(1, 6), 20);
+    toy.submit(2, &words(2, 6), 4);
+    toy.run();
+    let memory = crate::event::Finish::Failed(crate::event::Failure::Memory);
+    assert!(matches!(toy.ending(1), Event::Finished { reason, .. } if reason == memory));
+    toy.check_answer(2);
+    assert!(toy.sched.is_empty(), "nobody is left behind");
+}
+
 #[test]
 fn the_guarantee_keeps_sequences_from_being_retracted() {
     let mut toy = toy(12, |config| config.sched.reserve_steps = 30);
