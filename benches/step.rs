@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant as Clock};
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use pd_core::batch::{Batch, Sampled};
 use pd_core::config::{KvConfig, SchedConfig, SchedulePolicy, WorkerConfig};
 use pd_core::cost::Cost;
 use pd_core::cx::{Cx, Ops};
@@ -59,7 +60,7 @@ struct World {
     ops: Ops,
     out: Outbox<Output>,
     now: Instant,
-    forwards: std::collections::VecDeque<(OpId, usize)>,
+    forwards: std::collections::VecDeque<(OpId, Box<Batch>)>,
     steps: u32,
 }
 
@@ -117,7 +118,7 @@ impl World {
         }
         assert_eq!(world.sched.load().running, RUNNING as u32);
         assert_eq!(world.sched.load().waiting, WAITING as u32);
-        assert!(world.forwards.iter().all(|&(_, rows)| rows == RUNNING as usize));
+        assert!(world.forwards.iter().all(|(_, batch)| batch.samples() == RUNNING as usize));
         world.steps = 16;
         world
     }
@@ -142,11 +143,11 @@ impl World {
     fn step(&mut self) -> Duration {
         self.now = Instant(self.now.0 + 5_000_000);
         self.steps += 1;
-        let Some((op, rows)) = self.forwards.pop_front() else { panic!("a forward is in flight") };
-        let tokens = vec![Token(9); rows];
+        let Some((op, mut batch)) = self.forwards.pop_front() else { panic!("a forward is in flight") };
+        batch.sample(|_| Token(9));
         let begin = Clock::now();
         let _ = self.ops.finish(op);
-        let outcome = Outcome::Sampled(tokens);
+        let outcome = Outcome::Sampled(Sampled(batch));
         self.sched.on_forward(&mut cx!(self), &mut self.kv, &mut self.transfer, op, outcome);
         self.sched.settle(&mut cx!(self), &mut self.kv, &mut self.transfer);
         let spent = begin.elapsed();
@@ -156,8 +157,8 @@ impl World {
 
     fn drain(&mut self) {
         for output in self.out.drain() {
-            if let Output::Start { op, command: Command::Forward(runs), .. } = output {
-                self.forwards.push_back((op, runs.iter().filter(|run| run.sample).count()));
+            if let Output::Start { op, command: Command::Forward(batch), .. } = output {
+                self.forwards.push_back((op, batch));
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::evict::Policy;
 use crate::id::{Epoch, PageKey, WorkerId};
 use crate::limits::{HANDOFF_RETRIES_MAX, PAGE_SIZE_MAX};
 use crate::message::Layout;
+use crate::mutant::Mutation;
 
 /// Which legs of requests a worker serves.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
@@ -131,6 +132,8 @@ pub struct KvConfig {
     pub fetch_by_cost: bool,
     /// Publish changes for routers.
     pub kv_events: bool,
+    /// A deliberate mistake, in tests of the checkers.
+    pub mutation: Mutation,
 }
 
 /// In which order waiting requests are admitted.
@@ -192,6 +195,8 @@ pub struct SchedConfig {
     /// Most tokens of a prompt and its answer together. A prompt that leaves no room for a token is refused, an answer
     /// ends where the room does.
     pub context_length: u32,
+    /// A deliberate mistake, in tests of the checkers.
+    pub mutation: Mutation,
 }
 
 /// What carries KV between workers.
@@ -212,6 +217,8 @@ pub struct TransferConfig {
     pub backend: TransferBackend,
     /// How this worker's KV is cut.
     pub layout: Layout,
+    /// A source pushes each chunk layer by layer while it is computed; otherwise the whole prompt once all of it is.
+    pub layerwise: bool,
     /// Longest wait of a source for the sink's pages, and of either end for the other's connection.
     pub bootstrap_timeout: Duration,
     /// Longest wait of a sink for the hand-off.
@@ -226,6 +233,8 @@ pub struct TransferConfig {
     pub retries_max: u32,
     /// Most rooms open at once, both ends together, those that only a peer has named included.
     pub rooms_max: u32,
+    /// A deliberate mistake, in tests of the checkers.
+    pub mutation: Mutation,
 }
 
 /// One worker.
@@ -310,17 +319,20 @@ impl Default for KvConfig {
             storage_link: LinkCost {
                 request_ns: 100_000,
                 descriptor_ps: 0,
+                descriptors_ahead: 0,
                 bytes_per_second: NonZeroU64::new(7_000_000_000).expect("not 0"),
                 latency_ns: 0,
             },
             host_link: LinkCost {
                 request_ns: 10_000,
                 descriptor_ps: 0,
+                descriptors_ahead: 0,
                 bytes_per_second: NonZeroU64::new(50_000_000_000).expect("not 0"),
                 latency_ns: 0,
             },
             fetch_by_cost: true,
             kv_events: false,
+            mutation: Mutation::default(),
         }
     }
 }
@@ -347,6 +359,7 @@ impl Default for SchedConfig {
             bypass_max: 64,
             default_deadline: Duration::ZERO,
             context_length: u32::MAX,
+            mutation: Mutation::default(),
         }
     }
 }
@@ -357,6 +370,7 @@ impl Default for TransferConfig {
         Self {
             backend: TransferBackend::Wire,
             layout: Layout::default(),
+            layerwise: true,
             bootstrap_timeout: Duration::from_secs(300),
             waiting_timeout: Duration::from_secs(300),
             heartbeat_interval: Duration::from_secs(5),
@@ -364,11 +378,19 @@ impl Default for TransferConfig {
             abort_resend: Duration::from_secs(1),
             retries_max: 1,
             rooms_max: 100_000,
+            mutation: Mutation::default(),
         }
     }
 }
 
 impl WorkerConfig {
+    /// Has the worker make a deliberate mistake.
+    pub const fn mutate(&mut self, mutation: Mutation) {
+        self.kv.mutation = mutation;
+        self.sched.mutation = mutation;
+        self.transfer.mutation = mutation;
+    }
+
     /// Checks what no single type can.
     ///
     /// # Errors

@@ -44,10 +44,16 @@ impl Ops {
 
     /// Names a new operation.
     pub fn start(&mut self, owner: Owner) -> OpId {
-        let op = OpId { epoch: self.epoch, seq: self.base + self.ring.len() as u64 };
+        let op = self.next();
         self.ring.push_back(Some(owner));
         self.live += 1;
         op
+    }
+
+    /// The name that the next operation will have.
+    #[must_use]
+    pub fn next(&self) -> OpId {
+        OpId { epoch: self.epoch, seq: self.base + self.ring.len() as u64 }
     }
 
     /// Closes an operation; `None` for one of another life, an unknown one or one closed before.
@@ -63,6 +69,15 @@ impl Ops {
             self.base += 1;
         }
         Some(owner)
+    }
+
+    /// Names `count` operations that have ended already.
+    pub fn pass(&mut self, count: usize) {
+        if self.ring.is_empty() {
+            self.base += count as u64;
+        } else {
+            self.ring.resize(self.ring.len() + count, None);
+        }
     }
 
     /// True while the operation has not ended.

@@ -15,6 +15,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod batch;
 pub mod codec;
 pub mod config;
 pub mod cost;
@@ -30,6 +31,7 @@ pub mod limits;
 pub mod machine;
 pub mod message;
 pub mod metrics;
+pub mod mutant;
 pub mod op;
 pub mod pool;
 pub mod pump;

@@ -9,6 +9,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use crate::batch::{Batch, Sampled};
 use crate::codec;
 use crate::event::{Control, Event, KvChange};
 use crate::id::{Epoch, Generation, GpuPage, HostPage, OpId, PageKey, RequestId, Room, Token, WorkerId};
@@ -174,25 +175,6 @@ pub enum Leg {
 
 codec!(enum Leg { 0 = Whole, 1 = Prefill { room }, 2 = Decode { room, prefill } });
 
-/// One sequence's share of a forward pass.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Run {
-    /// Whose sequence.
-    pub request: RequestId,
-    /// Tokens whose KV is there before the pass (L).
-    pub start: u32,
-    /// Tokens to compute (m); 1 when decoding.
-    pub count: u32,
-    /// True if the pass yields the next token of this sequence.
-    pub sample: bool,
-    /// Index in the sequence's page table of the first page of `pages`.
-    pub table_from: u32,
-    /// Pages that the table has gained since the last run of this sequence.
-    pub pages: Vec<GpuPage>,
-}
-
-codec!(struct Run { request, start, count, sample, table_from, pages });
-
 /// A page to read from or write to L3, with what identifies it there.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Object {
@@ -212,7 +194,7 @@ codec!(struct Object { key, parent, page, tokens });
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Command {
     /// One pass of the model. Answer: [`Outcome::Sampled`].
-    Forward(Vec<Run>),
+    Forward(Box<Batch>),
     /// L2 to L1, layer by layer.
     LoadBack(Vec<(HostPage, GpuPage)>),
     /// L1 to L2.
@@ -240,7 +222,7 @@ pub enum Command {
 }
 
 codec!(enum Command {
-    0 = Forward(runs), 1 = LoadBack(pages), 2 = Backup(pages), 3 = Query(keys), 4 = Prefetch(objects),
+    0 = Forward(batch), 1 = LoadBack(pages), 2 = Backup(pages), 3 = Query(keys), 4 = Prefetch(objects),
     5 = Persist(objects), 6 = Discard(keys), 7 = Scan { after }, 8 = Wipe, 9 = Push(push), 10 = Touch(keys),
 });
 
@@ -306,7 +288,7 @@ pub enum Outcome {
     /// All but these items of the command (by index) were carried out.
     Partly(Vec<(u32, Fault)>),
     /// One token for each run with `sample`, in order.
-    Sampled(Vec<Token>),
+    Sampled(Sampled),
     /// For each key of the query whether L3 holds it.
     Found(Vec<bool>),
     /// A page of the listing.

@@ -60,6 +60,8 @@ pub struct Pool<Id> {
     pins: Vec<u32>,
     /// Handed out from the end.
     free: Vec<u32>,
+    /// Pages with at least one pin.
+    pinned: u32,
     id: PhantomData<Id>,
 }
 
@@ -67,7 +69,7 @@ impl<Id: PageIndex> Pool<Id> {
     /// A pool of `count` free pages; page 0 is handed out first.
     #[must_use]
     pub fn new(count: u32) -> Self {
-        Self { pins: vec![FREE; count as usize], free: (0..count).rev().collect(), id: PhantomData }
+        Self { pins: vec![FREE; count as usize], free: (0..count).rev().collect(), pinned: 0, id: PhantomData }
     }
 
     /// Takes a page, without pins; `None` if none is free.
@@ -100,6 +102,7 @@ impl<Id: PageIndex> Pool<Id> {
         let pins = self.allocated(id);
         assert!(*pins < PINS_MAX, "too many pins on {id:?}");
         *pins += 1;
+        self.pinned += u32::from(*pins == 1);
     }
 
     /// Takes a pin away and returns how many are left.
@@ -110,7 +113,9 @@ impl<Id: PageIndex> Pool<Id> {
         let pins = self.allocated(id);
         assert!(*pins > 0, "{id:?} is not pinned");
         *pins -= 1;
-        *pins
+        let left = *pins;
+        self.pinned -= u32::from(left == 0);
+        left
     }
 
     /// Gives a page back.
@@ -154,6 +159,12 @@ impl<Id: PageIndex> Pool<Id> {
         self.free.len() as u32
     }
 
+    /// Pages with at least one pin.
+    #[must_use]
+    pub const fn pinned_count(&self) -> u32 {
+        self.pinned
+    }
+
     /// Recounts the pages.
     ///
     /// # Panics
@@ -166,6 +177,8 @@ impl<Id: PageIndex> Pool<Id> {
         }
         let free = self.pins.iter().filter(|&&pins| pins == FREE).count();
         assert_eq!(free, self.free.len(), "a page is neither free nor allocated");
+        let pinned = self.pins.iter().filter(|&&pins| pins != FREE && pins > 0).count();
+        assert_eq!(pinned, self.pinned as usize, "the count of pinned pages is off");
     }
 
     /// Adds everything that can change what the pool does next.

@@ -1,7 +1,7 @@
 //! A disk with queues: bandwidth, IOPS, latency, queue depth, and fsync as a barrier.
 //!
 //! Reads and writes have a queue each. A job is split into commands, at least one for each of its objects (pages); up to
-//! `queue_depth` commands are under way, taken from the waiting jobs in turn, one each. The latencies of commands overlap,
+//! `queue_depth` slots of 1 MiB are under way, taken from the waiting jobs in turn, one each. The latencies of commands overlap,
 //! their transfers follow each other:
 //!
 //! ```text

@@ -33,8 +33,16 @@ impl<E> Heap<E> {
     /// Adds an event, behind those already there for the same instant.
     #[inline]
     pub fn push(&mut self, at: Instant, event: E) {
-        let key = u128::from(at.0) << 64 | u128::from(self.pushed);
+        let key = u128::from(at.0) << 64 | u128::from(PUSHED | self.pushed);
         self.pushed += 1;
+        self.entries.push(Entry { key, event });
+    }
+
+    /// Adds an event before all that were added by [`push`](Self::push) for the same instant; among its like the lower
+    /// `order` (below 2^63) goes first, whenever they were added.
+    #[inline]
+    pub fn push_first(&mut self, at: Instant, order: u64, event: E) {
+        let key = u128::from(at.0) << 64 | u128::from(order & !PUSHED);
         self.entries.push(Entry { key, event });
     }
 
@@ -93,7 +101,11 @@ impl<E> fmt::Debug for Heap<E> {
     }
 }
 
-// `BinaryHeap` is a max-heap: the least key is the greatest entry. Keys are unique, so the order is total.
+/// Marks the keys of [`Heap::push`].
+const PUSHED: u64 = 1 << 63;
+
+// `BinaryHeap` is a max-heap: the least key is the greatest entry. Keys are unique up to events that are the same, so the
+// order is total.
 impl<E> Ord for Entry<E> {
     #[inline]
     fn cmp(&self, other: &Self) -> Ordering {

@@ -103,8 +103,6 @@ where
 /// What a world attaches to each worker.
 #[derive(Clone, Debug, Default)]
 pub struct Watch {
-    /// Recount the machine's invariants after each step.
-    pub is_checking: bool,
     /// Keep what it is told.
     pub journal: Option<Journal>,
 }
@@ -118,12 +116,9 @@ impl<M: Machine<Input = Input>> Tap<M> for Watch {
     }
 
     #[inline]
-    fn after(&mut self, machine: &M, step: Step) {
+    fn after(&mut self, _: &M, step: Step) {
         if let Some(journal) = &mut self.journal {
             journal.after(step);
-        }
-        if self.is_checking {
-            machine.check();
         }
     }
 }

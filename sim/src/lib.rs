@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod append_map;
+pub mod check;
 pub mod disk;
 pub mod fault;
 pub mod hardware;
@@ -13,12 +15,15 @@ pub mod load;
 pub mod memory;
 pub mod node;
 pub mod observe;
+pub mod parallel;
+pub mod plan;
 pub mod record;
 pub mod report;
 pub mod scenario;
 pub mod setup;
 pub mod stats;
 pub mod store;
+pub mod sweep;
 pub mod trace;
 pub mod units;
 pub mod world;

@@ -10,14 +10,19 @@
 //! 1. A page's key is the chained key that it has (or will have) when it is full; answers are a pure function, so the key
 //!    of a half-filled page is known.
 //! 2. A copy must find its source as it was at its start: pages in use by an operation do not change hands.
+//! 3. A forward costs what it adds. The pages before it were looked at when they entered the table or were written; if
+//!    any page of any table has been overwritten since (which a machine without mistakes does not do), all are looked at
+//!    again.
 
 use std::collections::BTreeMap;
 
+use pd_core::batch::{Batch, Run};
 use pd_core::id::{GpuPage, HostPage, PageKey, RequestId, Token};
 use pd_core::key::page_key;
-use pd_core::op::{Prompt, Run};
+use pd_core::op::Prompt;
 use pd_core::time::Instant;
 
+use crate::check::{Checker, Violation};
 use crate::setup::Answer;
 
 /// All pages of all workers.
@@ -54,27 +59,27 @@ pub enum Tag {
     },
 }
 
-/// Something that must never happen.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Violation {
-    /// When.
-    pub at: Instant,
-    /// Index of the worker.
-    pub worker: u32,
-    /// Whose sequence, if one is concerned.
-    pub request: Option<RequestId>,
-    /// Page of the sequence or, without a request, of the pool.
-    pub page: u32,
-    /// What is wrong.
-    pub what: String,
-}
-
 #[derive(Debug, Default)]
 struct NodeMemory {
     page_size: u32,
     gpu: Vec<Tag>,
     host: Vec<Tag>,
-    tables: BTreeMap<RequestId, Vec<GpuPage>>,
+    /// By device page: tables that name it.
+    users: Vec<u32>,
+    tables: BTreeMap<RequestId, Table>,
+    /// Counts pages that were overwritten while a table named them.
+    version: u64,
+}
+
+/// The page table of a sequence as the device knows it.
+#[derive(Debug, Default)]
+struct Table {
+    pages: Vec<GpuPage>,
+    /// Leading full pages that were found good as of `version`.
+    verified: u32,
+    version: u64,
+    /// The sequence has ended, and a forward in flight still names it.
+    is_closing: bool,
 }
 
 /// What the sequence of a request consists of.
@@ -122,7 +127,9 @@ impl Memory {
             page_size,
             gpu: vec![Tag::Empty; gpu_pages as usize],
             host: vec![Tag::Empty; host_pages as usize],
+            users: vec![0; gpu_pages as usize],
             tables: BTreeMap::new(),
+            version: 0,
         };
     }
 
@@ -142,45 +149,98 @@ impl Memory {
         };
     }
 
-    /// The sequence of a request has left a worker, or has a new page table there.
-    pub fn forget(&mut self, node: u32, request: RequestId) {
-        self.nodes[node as usize].tables.remove(&request);
+    /// The sequence of a request has left a worker. `is_named`: a forward in flight still names it.
+    pub fn forget(&mut self, node: u32, request: RequestId, is_named: bool) {
+        let node = &mut self.nodes[node as usize];
+        if is_named {
+            if let Some(table) = node.tables.get_mut(&request) {
+                table.is_closing = true;
+            }
+        } else if let Some(mut table) = node.tables.remove(&request) {
+            node.cut(&mut table, 0);
+        }
     }
 
-    /// A forward has ended: it has read what came before each run and has written the run.
-    pub fn forward(&mut self, now: Instant, node: u32, runs: &[Run]) {
-        for run in runs {
+    /// A request is computed for from the begin of its table on: what is left of a former table, whose last forward
+    /// failed, is over.
+    pub fn begin(&mut self, node: u32, request: RequestId, is_named: bool) {
+        let is_left = self.nodes[node as usize].tables.get(&request).is_some_and(|table| table.is_closing);
+        if is_left && !is_named {
+            self.forget(node, request, false);
+        }
+    }
+
+    /// A forward has ended: it has read what came before each run and has written the run. `is_named` tells whether
+    /// another forward in flight names a request.
+    pub fn forward(&mut self, now: Instant, node: u32, batch: &Batch, is_named: impl Fn(RequestId) -> bool) {
+        for run in batch.runs() {
             let memory = &mut self.nodes[node as usize];
-            let page_size = memory.page_size;
-            let table = memory.tables.entry(run.request).or_default();
-            table.truncate(run.table_from as usize);
-            table.extend_from_slice(&run.pages);
-            let table = std::mem::take(table);
-            let end = run.start + run.count;
-            if table.len() < end.div_ceil(page_size) as usize {
-                self.report(now, node, Some(run.request), table.len() as u32, "has no page in the table".into());
-                continue;
+            let mut table = memory.tables.get_mut(&run.request).map(std::mem::take).unwrap_or_default();
+            memory.extend(&mut table, run.table_from, batch.pages(run));
+            self.run(now, node, run, &mut table);
+            let memory = &mut self.nodes[node as usize];
+            if table.is_closing && !is_named(run.request) {
+                memory.tables.remove(&run.request);
+                memory.cut(&mut table, 0);
+            } else if let Some(place) = memory.tables.get_mut(&run.request) {
+                *place = table;
+            } else {
+                memory.tables.insert(run.request, table);
             }
-            for page in 0..end.div_ceil(page_size) {
-                let key = self.key(run.request, page, page_size);
-                let cell = Cell::gpu(node, table[page as usize]);
-                let read = run.start.saturating_sub(page * page_size).min(page_size);
-                let tag = self.tag(cell);
-                let good = matches!(tag, Tag::Page { key: have, filled } if have == key && filled >= read);
-                if read > 0 && !good {
-                    let what = format!("holds {tag:?} where {read} tokens of {key:?} are read (L1 page {})", cell.page);
-                    self.report(now, node, Some(run.request), page, what);
-                }
-                let written = (end - page * page_size).min(page_size);
-                if written > read {
-                    let filled = match tag {
-                        Tag::Page { key: have, filled } if have == key => filled.max(written),
-                        Tag::Page { .. } | Tag::Empty | Tag::Filling => written,
-                    };
-                    *self.slot(cell) = Tag::Page { key, filled };
-                }
+        }
+    }
+
+    fn run(&mut self, now: Instant, node: u32, run: &Run, table: &mut Table) {
+        let page_size = self.nodes[node as usize].page_size;
+        let end = run.start + run.count;
+        if table.pages.len() < end.div_ceil(page_size) as usize {
+            let page = table.pages.len() as u32;
+            return self.report(now, node, Some(run.request), page, "has no page in the table".into());
+        }
+        let read_pages = run.start / page_size;
+        for page in table.verified.min(read_pages)..end.div_ceil(page_size) {
+            let key = self.key(run.request, page, page_size);
+            let cell = Cell::gpu(node, table.pages[page as usize]);
+            let read = run.start.saturating_sub(page * page_size).min(page_size);
+            let tag = self.tag(cell);
+            let good = matches!(tag, Tag::Page { key: have, filled } if have == key && filled >= read);
+            if read > 0 && !good {
+                let what = format!("holds {tag:?} where {read} tokens of {key:?} are read (L1 page {})", cell.page);
+                self.report(now, node, Some(run.request), page, what);
             }
-            self.nodes[node as usize].tables.insert(run.request, table);
+            let written = (end - page * page_size).min(page_size);
+            if written > read {
+                let filled = match tag {
+                    Tag::Page { key: have, filled } if have == key => filled.max(written),
+                    Tag::Page { .. } | Tag::Empty | Tag::Filling => written,
+                };
+                self.set(cell, Tag::Page { key, filled });
+            }
+        }
+        table.verified = table.verified.max(end / page_size);
+        table.version = self.nodes[node as usize].version;
+    }
+
+    /// Pages of a sequence are handed over: page `first` and on of a text of `length` tokens are to be in `pages`.
+    pub fn handed_over(
+        &mut self,
+        now: Instant,
+        node: u32,
+        request: RequestId,
+        length: u32,
+        first: u32,
+        pages: &[GpuPage],
+    ) {
+        let page_size = self.nodes[node as usize].page_size;
+        for (page, gpu) in (first..).zip(pages) {
+            let key = self.key(request, page, page_size);
+            let needed = length.saturating_sub(page * page_size).min(page_size);
+            let tag = self.tag(Cell::gpu(node, *gpu));
+            if !matches!(tag, Tag::Page { key: have, filled } if have == key && filled >= needed) {
+                let what =
+                    format!("is handed over with {tag:?} where {needed} tokens of {key:?} belong (L1 page {gpu})");
+                self.report(now, node, Some(request), page, what);
+            }
         }
     }
 
@@ -205,21 +265,29 @@ impl Memory {
                 let what = format!("was written by two at once and holds {:?}", self.tag(*sink));
                 self.report(now, sink.node, None, sink.page, what);
             }
-            *self.slot(*sink) = tag;
+            self.set(*sink, tag);
         }
     }
 
     /// Something is being written to pages.
     pub fn filling(&mut self, cells: impl Iterator<Item = Cell>) {
         for cell in cells {
-            *self.slot(cell) = Tag::Filling;
+            self.set(cell, Tag::Filling);
         }
     }
 
     /// A fetch from L3 has ended with the KV of `content`, or with nothing.
     pub fn fetched(&mut self, cell: Cell, content: Option<PageKey>) {
         let filled = self.nodes[cell.node as usize].page_size;
-        *self.slot(cell) = content.map_or(Tag::Empty, |key| Tag::Page { key, filled });
+        self.set(cell, content.map_or(Tag::Empty, |key| Tag::Page { key, filled }));
+    }
+
+    /// As [`fetched`](Self::fetched), of the object `key`: whoever asked is told that it is good.
+    pub fn delivered(&mut self, now: Instant, cell: Cell, key: PageKey, content: Option<PageKey>) {
+        if let Some(content) = content.filter(|content| *content != key) {
+            self.report(now, cell.node, None, cell.page, format!("is filled with {content:?}, asked for as {key:?}"));
+        }
+        self.fetched(cell, content);
     }
 
     /// A page has been written to L3 under `key`; returns whose KV that really was.
@@ -249,9 +317,20 @@ impl Memory {
         &self.violations
     }
 
-    fn slot(&mut self, cell: Cell) -> &mut Tag {
+    fn set(&mut self, cell: Cell, tag: Tag) {
         let node = &mut self.nodes[cell.node as usize];
-        if cell.is_host { &mut node.host[cell.page as usize] } else { &mut node.gpu[cell.page as usize] }
+        let page = cell.page as usize;
+        if cell.is_host {
+            node.host[page] = tag;
+            return;
+        }
+        if node.users[page] > 0
+            && let Tag::Page { key: old, filled: had } = node.gpu[page]
+            && !matches!(tag, Tag::Page { key, filled } if key == old && filled >= had)
+        {
+            node.version += 1;
+        }
+        node.gpu[page] = tag;
     }
 
     /// The key that a page of a sequence has once it is full.
@@ -273,8 +352,30 @@ impl Memory {
 
     fn report(&mut self, at: Instant, worker: u32, request: Option<RequestId>, page: u32, what: String) {
         if self.violations.len() < VIOLATIONS_MAX {
-            self.violations.push(Violation { at, worker, request, page, what });
+            let (worker, page) = (Some(worker), Some(page));
+            self.violations.push(Violation { checker: Checker::Content, at, worker, request, page, what });
         }
+    }
+}
+
+impl NodeMemory {
+    /// Takes over what a run tells the device of the table of its sequence.
+    fn extend(&mut self, table: &mut Table, from: u32, pages: &[GpuPage]) {
+        self.cut(table, from);
+        for page in pages {
+            self.users[page.0 as usize] += 1;
+        }
+        table.pages.extend_from_slice(pages);
+        if table.version != self.version {
+            table.verified = 0;
+        }
+    }
+
+    fn cut(&mut self, table: &mut Table, length: u32) {
+        for page in table.pages.drain((length as usize).min(table.pages.len())..) {
+            self.users[page.0 as usize] -= 1;
+        }
+        table.verified = table.verified.min(length);
     }
 }
 

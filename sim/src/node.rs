@@ -5,19 +5,21 @@
 use pd_core::config::WorkerConfig;
 use pd_core::cost::Cost;
 use pd_core::digest::Digest;
-use pd_core::id::Epoch;
+use pd_core::id::{Epoch, GpuPage, PageKey, RequestId, Token};
 use pd_core::machine::Machine;
 use pd_core::metrics::Metrics;
 use pd_core::op::{Input, Output};
 use pd_core::pump::Pump;
 use pd_core::router::LoadReport;
 use pd_core::time::Instant;
-use pd_core::worker::Worker;
+use pd_core::worker::{Census, Waits, Worker};
 
 use crate::fault::{Clock, Speed};
 use crate::journal::{Journal, Watch};
 use crate::lane::{LaneSpec, LaneUse, Lanes};
+use crate::observe::Gauge;
 use crate::record::WorkerRecord;
+use crate::world::Coasting;
 
 /// A machine that a world can drive: the worker, or a toy in tests.
 pub trait Serve: Machine<Input = Input, Output = Output> + Sized {
@@ -27,9 +29,58 @@ pub trait Serve: Machine<Input = Input, Output = Output> + Sized {
     fn metrics(&self) -> &Metrics;
     /// How busy it is.
     fn load(&self) -> LoadReport;
+    /// See [`Worker::coast_steps`]. A machine that cannot coast says 0.
+    fn coast_steps(&self) -> u32 {
+        0
+    }
+    /// See [`Worker::coast_outputs`].
+    fn coast_outputs(&self, outputs: &mut Vec<Output>) {
+        let _ = outputs;
+    }
+    /// See [`Worker::coast`].
+    fn coast(&mut self, steps: u32, tokens: &[Token]) {
+        let _ = (steps, tokens);
+    }
+    /// How full and how busy it is, for observers.
+    fn gauge(&self) -> Gauge {
+        Gauge::default()
+    }
+    /// What it holds; none for a machine that keeps no such books.
+    fn census(&self) -> Option<Census> {
+        None
+    }
+    /// What a request waits for; none if it is not here.
+    fn waits(&self, request: RequestId) -> Option<Waits> {
+        let _ = request;
+        None
+    }
+    /// A request that could run while the device idles.
+    fn runnable(&self) -> Option<RequestId> {
+        None
+    }
+    /// True if a device page is not free.
+    fn holds(&self, page: GpuPage) -> bool {
+        let _ = page;
+        true
+    }
+    /// Objects that it believes to be in L3.
+    fn stored_keys(&self) -> Vec<PageKey> {
+        Vec::new()
+    }
+    /// Panics if anything is left of what has ended, in a machine at rest.
+    fn check_rest(&self) {}
 }
 
 impl Serve for Worker {
+    fn coast_steps(&self) -> u32 {
+        self.coast_steps()
+    }
+    fn coast_outputs(&self, outputs: &mut Vec<Output>) {
+        self.coast_outputs(outputs);
+    }
+    fn coast(&mut self, steps: u32, tokens: &[Token]) {
+        self.coast(steps, tokens);
+    }
     /// # Panics
     /// If the configuration is out of range.
     fn launch(config: WorkerConfig, cost: Cost) -> Self {
@@ -46,6 +97,28 @@ impl Serve for Worker {
             waiting_tokens: load.waiting_tokens,
             running_tokens: load.running_tokens,
         }
+    }
+    fn gauge(&self) -> Gauge {
+        let (running, waiting) = self.counts();
+        Gauge { pages: self.kv().occupancy(), running, waiting }
+    }
+    fn census(&self) -> Option<Census> {
+        Some(self.census())
+    }
+    fn waits(&self, request: RequestId) -> Option<Waits> {
+        self.waits(request)
+    }
+    fn runnable(&self) -> Option<RequestId> {
+        self.runnable()
+    }
+    fn holds(&self, page: GpuPage) -> bool {
+        self.holds(page)
+    }
+    fn stored_keys(&self) -> Vec<PageKey> {
+        self.stored_keys()
+    }
+    fn check_rest(&self) {
+        self.check_rest();
     }
 }
 
@@ -67,8 +140,12 @@ pub struct Node<M: Serve> {
     pub(crate) seen: Vec<Option<(Epoch, u32)>>,
     /// What time it is there.
     pub(crate) clock: Clock,
+    /// The latest time that this life has been told.
+    told: Instant,
     /// What slows its device down.
     pub(crate) slow: Vec<(u32, Speed)>,
+    /// What it has planned, if it only decodes.
+    pub(crate) coasting: Coasting,
     /// What earlier lives did.
     past: WorkerRecord,
     digest: Digest,
@@ -97,7 +174,9 @@ impl<M: Serve> Node<M> {
             ticks: 0,
             seen: vec![None; workers],
             clock: Clock::default(),
+            told: Instant::ZERO,
             slow: Vec::new(),
+            coasting: Coasting::default(),
             past: WorkerRecord::default(),
             digest: Digest::new(),
             has_journal,
@@ -105,14 +184,30 @@ impl<M: Serve> Node<M> {
     }
 
     /// Starts a life.
-    pub(crate) fn start(&mut self, is_checking: bool) {
+    pub(crate) fn start(&mut self) {
         assert!(self.pump.is_none(), "a worker lives once at a time");
-        let watch = Watch { is_checking, journal: self.has_journal.then(Journal::default) };
+        let watch = Watch { journal: self.has_journal.then(Journal::default) };
         self.pump = Some(Pump::new(M::launch(self.config.clone(), self.cost.clone()), watch));
         self.lanes = Lanes::new(self.spec.clone(), self.config.epoch);
         self.lanes.set_slow(&self.slow);
         self.seen.fill(None);
+        self.told = Instant::ZERO;
         self.past.lives += 1;
+    }
+
+    /// The time of a step there. A clock that was set back stands still until it has caught up.
+    #[inline]
+    pub(crate) fn tell_time(&mut self, now: Instant) -> Instant {
+        self.told = self.told.max(self.clock.shows(now));
+        self.told
+    }
+
+    /// When the machine wants a tick, in the time of the world.
+    #[inline]
+    pub(crate) fn tick_due(&self) -> Option<(Instant, &'static str)> {
+        let (at, why) = self.pump.as_ref()?.deadline()?;
+        let due = if at <= self.told { Instant::ZERO } else { self.clock.when(at) };
+        Some((due, why))
     }
 
     /// Ends a life and keeps what it did; false if there was none.

@@ -1,19 +1,75 @@
 //! Who watches a run: what each machine was told and what it asked for, and what happened to it.
 //!
 //! Observers see values and cannot change anything: a run with observers has the hash of the run without. They are told
-//! after a step and before its outputs are carried out.
+//! after a step and before its outputs are carried out. What lanes and links tell (activities, rates, gauges) is gathered
+//! only while somebody watches.
 
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
-use pd_core::id::{Epoch, RequestId};
-use pd_core::op::{Input, Output};
+use pd_core::id::{Epoch, OpId, RequestId};
+use pd_core::kv::Occupancy;
+use pd_core::op::{Input, LaneKind, Output};
 use pd_core::router::{RouterInput, RouterOutput};
 use pd_core::time::Instant;
 
 use crate::record::Record;
 use crate::setup::Action;
+
+/// When a command was on its device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Activity {
+    /// Index of the worker.
+    pub worker: u32,
+    /// The command; what it was to do is in the [`Output::Start`] of this name.
+    pub op: OpId,
+    /// The lane.
+    pub lane: LaneKind,
+    /// Bytes of one page in this life of the worker.
+    pub page_bytes: u64,
+    /// When the device began with it: the GPU, the copy engine, the disk, the wire. None if it never came to that.
+    pub began: Option<Instant>,
+    /// When it ended.
+    pub ended: Instant,
+    /// How.
+    pub ending: Ending,
+}
+
+/// How a command ended on its device.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Ending {
+    /// All of it was carried out.
+    Done,
+    /// A part of it failed.
+    Partly,
+    /// It failed.
+    Failed,
+    /// The life that asked for it ended before it.
+    Cut,
+}
+
+/// How full and how busy a worker is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Gauge {
+    /// Its tiers.
+    pub pages: Occupancy,
+    /// Requests that are admitted.
+    pub running: u32,
+    /// Requests that are not admitted.
+    pub waiting: u32,
+}
+
+/// How fast a link carries from an instant on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LinkRate {
+    /// Index of the link, as in [`crate::record::Outcome::links`].
+    pub link: u32,
+    /// All flows on it together.
+    pub bytes_per_second: u64,
+    /// What it could carry.
+    pub capacity: u64,
+}
 
 /// Watches a world.
 pub trait Observer: fmt::Debug {
@@ -41,6 +97,18 @@ pub trait Observer: fmt::Debug {
     fn on_action(&mut self, now: Instant, action: &Action) {
         let _ = (now, action);
     }
+    /// A command has ended on its device. Told before the machine learns of it.
+    fn on_activity(&mut self, activity: &Activity) {
+        let _ = activity;
+    }
+    /// The rate of a link changes; links are at rest in the beginning.
+    fn on_link(&mut self, now: Instant, rate: LinkRate) {
+        let _ = (now, rate);
+    }
+    /// How full and how busy a worker is after a step.
+    fn on_gauge(&mut self, now: Instant, worker: u32, gauge: &Gauge) {
+        let _ = (now, worker, gauge);
+    }
 }
 
 /// Lets a caller keep what a world watches with: give the world one handle and read the other after the run.
@@ -62,5 +130,14 @@ impl<T: Observer> Observer for Rc<RefCell<T>> {
     }
     fn on_action(&mut self, now: Instant, action: &Action) {
         self.borrow_mut().on_action(now, action);
+    }
+    fn on_activity(&mut self, activity: &Activity) {
+        self.borrow_mut().on_activity(activity);
+    }
+    fn on_link(&mut self, now: Instant, rate: LinkRate) {
+        self.borrow_mut().on_link(now, rate);
+    }
+    fn on_gauge(&mut self, now: Instant, worker: u32, gauge: &Gauge) {
+        self.borrow_mut().on_gauge(now, worker, gauge);
     }
 }

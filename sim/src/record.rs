@@ -6,11 +6,11 @@ use pd_core::metrics::Metrics;
 use pd_core::router::{RouteRefusal, RouterMetrics};
 use pd_core::time::Instant;
 
+use crate::check::Violation;
 use crate::disk::DiskUse;
 use crate::journal::Journal;
 use crate::lane::{LaneUse, Transfer};
 use crate::link::LinkUse;
-use crate::memory::Violation;
 use crate::stats::LogHistogram;
 
 /// The life of one request as its client saw it.

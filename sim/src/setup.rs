@@ -7,6 +7,7 @@ use std::time::Duration;
 use pd_core::config::{Mode, WorkerConfig};
 use pd_core::cost::{Cost, LinkCost};
 use pd_core::id::Token;
+use pd_core::key::Namespace;
 use pd_core::op::Prompt;
 use pd_core::router::RouterConfig;
 use pd_core::time::Instant;
@@ -152,6 +153,8 @@ pub struct Setup {
     pub router_latency_ns: u64,
     /// How often workers tell the router how busy they are; never if zero.
     pub load_report: Duration,
+    /// What prompts are keyed for, unless they say otherwise.
+    pub namespace: Namespace,
     /// Requests.
     pub loads: Vec<Box<dyn Source>>,
     /// Their answers.
@@ -179,6 +182,7 @@ impl Setup {
             router: None,
             router_latency_ns: 0,
             load_report: Duration::ZERO,
+            namespace: Namespace::default(),
             loads: Vec::new(),
             answer: |seed, index| Token((seed as u32).wrapping_mul(1_000_003).wrapping_add(index)),
             script: Vec::new(),

@@ -231,6 +231,23 @@ impl LogHistogram {
 }
 
 impl Interval {
+    /// The mean of independent samples, by Student's t. None without samples; one sample has no width that could be
+    /// known, and gets an infinite one.
+    #[must_use]
+    pub fn of(samples: &[f64]) -> Option<Self> {
+        let count = samples.len();
+        if count == 0 {
+            return None;
+        }
+        let mean = samples.iter().sum::<f64>() / count as f64;
+        if count == 1 {
+            return Some(Self { mean, half_width: f64::INFINITY });
+        }
+        let variance = samples.iter().map(|sample| (sample - mean) * (sample - mean)).sum::<f64>() / (count - 1) as f64;
+        let freedom = u32::try_from(count - 1).unwrap_or(u32::MAX);
+        Some(Self { mean, half_width: student_95(freedom) * (variance / count as f64).sqrt() })
+    }
+
     /// True if the interval covers `value`.
     #[must_use]
     pub fn covers(&self, value: f64) -> bool {

@@ -1,6 +1,9 @@
 //! The commands, one file each.
 
+mod outputs;
+mod plan;
 mod sim;
+mod sweep;
 
 use std::process::ExitCode;
 
@@ -18,11 +21,13 @@ struct Cli {
 enum Command {
     /// Run scenarios in virtual time and hold their gates against what happened.
     Sim(sim::Sim),
+    Plan(Box<plan::Plan>),
 }
 
 /// Runs the command line. 0: all went well; 1: a gate is broken; 2: bad input.
 pub(crate) fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Sim(sim) => sim.run(),
+        Command::Plan(plan) => plan.run(),
     }
 }

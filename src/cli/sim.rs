@@ -1,5 +1,6 @@
 //! `pd sim`: flags, progress, exit codes.
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,9 +10,13 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use pd_core::time::Instant;
 use pd_sim::report;
-use pd_sim::scenario::{self, Case, Overrides};
+use pd_sim::report::html::About;
+use pd_sim::scenario::{Case, Document, Overrides};
 use pd_sim::units;
 use pd_sim::world::World;
+
+use super::outputs::{Outputs, Watched};
+use super::sweep::SweepArgs;
 
 #[derive(Debug, Args)]
 pub(crate) struct Sim {
@@ -33,6 +38,10 @@ pub(crate) struct Sim {
     /// Print one JSON object per run, a line each, instead of pages.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    outputs: Outputs,
+    #[command(flatten)]
+    sweep: SweepArgs,
 }
 
 fn instant(text: &str) -> Result<Instant, String> {
@@ -43,23 +52,52 @@ impl Sim {
     /// Runs the files; 1 if a gate is broken, 2 for bad input.
     pub(crate) fn run(&self) -> ExitCode {
         let overrides = Overrides { seed: self.seed, until: self.until, set: self.set.clone() };
+        if let Err(problem) = self.outputs.check() {
+            eprintln!("error: {problem}");
+            return ExitCode::from(2);
+        }
+        let mut names_used = BTreeSet::new();
         let mut ran = 0;
         let mut broken_runs = 0;
         for file in &self.files {
-            let cases = match scenario::load(file, &overrides) {
-                Ok(cases) => cases,
-                Err(error) => {
-                    eprintln!("error: {error}");
-                    return ExitCode::from(2);
-                }
+            let read = Document::read(file, &overrides).and_then(|read| Ok((read.cases()?, read)));
+            let (mut cases, document) = match read {
+                Ok(read) => read,
+                Err(error) => return bad_input(&error),
             };
             let names: Vec<String> = cases.iter().map(|case| short(&case.name).to_owned()).collect();
+            let is_only = self.files.len() == 1 && (self.variant.is_some() || cases.len() == 1);
+            // A sweep or a map is the file itself, many times.
+            if self.variant.is_none() && (document.sweep().is_some() || document.append_map().is_some()) {
+                if let Some(flag) = self.outputs.first() {
+                    let problem = format!("{flag} shows one run; {} is a sweep of many", file.display());
+                    return bad_input(&problem);
+                }
+                cases.remove(0);
+                ran += 1;
+                match self.sweep.run(&document, self.json) {
+                    Ok(is_good) => broken_runs += u32::from(!is_good),
+                    Err(error) => return bad_input(&error),
+                }
+            } else if let Some(flag) = self.sweep.first() {
+                let problem = format!("{flag} is for files with a [sweep]; {} has none to run", file.display());
+                return bad_input(&problem);
+            }
             for case in cases {
                 if self.variant.as_deref().is_some_and(|wanted| wanted != short(&case.name)) {
                     continue;
                 }
                 ran += 1;
-                broken_runs += u32::from(!run_case(case, self));
+                let places = self.outputs.places(&case.name, is_only, &mut names_used);
+                let watched =
+                    if self.outputs.is_empty() { Ok(None) } else { Watched::begin(places, &case.setup).map(Some) };
+                match watched.and_then(|watched| run_case(case, self, watched.as_ref())) {
+                    Ok(is_good) => broken_runs += u32::from(!is_good),
+                    Err(problem) => {
+                        eprintln!("error: {problem}");
+                        return ExitCode::from(2);
+                    }
+                }
             }
             if ran == 0 {
                 let wanted = self.variant.as_deref().unwrap_or_default();
@@ -79,14 +117,24 @@ impl Sim {
     }
 }
 
+/// Tells what is wrong with the input.
+pub(super) fn bad_input(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(2)
+}
+
 /// The part of a case's name behind the file's.
 fn short(name: &str) -> &str {
     name.split_once('/').map_or("base", |(_, variant)| variant)
 }
 
-fn run_case(case: Case, sim: &Sim) -> bool {
+/// Runs one case; false if a gate is broken.
+fn run_case(case: Case, sim: &Sim, watched: Option<&Watched>) -> Result<bool, String> {
     let bar = progress(&case.name);
     let mut world = World::new(case.setup);
+    if let Some(watched) = watched {
+        watched.watch(&mut world);
+    }
     let outcome = world.run_with(&mut |done, total, now| {
         bar.set_length(total);
         bar.set_position(done);
@@ -95,11 +143,24 @@ fn run_case(case: Case, sim: &Sim) -> bool {
     bar.finish_and_clear();
     let values = report::values(&outcome);
     let broken: Vec<_> = case.gates.iter().filter_map(|gate| gate.check(&values).err()).collect();
+    if let Some(watched) = watched {
+        let (name, about, gates) = (&case.name, &case.about, &case.gates);
+        watched.finish(&About { name, about, gates, values: &values, broken: &broken }, &outcome)?;
+    }
     let text = if sim.json {
         report::json(&case.name, &outcome, &values, &broken) + "\n"
     } else {
-        report::page(&case.name, &case.about, &outcome, &values, &broken)
+        let mut text = report::page(&case.name, &case.about, &outcome, &values, &broken);
+        for file in watched.iter().flat_map(|watched| watched.files()) {
+            text += &format!("{:<12} {}\n", "written", file.display());
+        }
+        text
     };
+    Ok(print(&text) && broken.is_empty() && outcome.violations.is_empty())
+}
+
+/// Writes a report; false, with a message, if that is not possible.
+pub(super) fn print(text: &str) -> bool {
     let mut out = std::io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         // A reader that has gone (`| head`) is no reason to fail.
@@ -107,17 +168,21 @@ fn run_case(case: Case, sim: &Sim) -> bool {
             eprintln!("error: the report cannot be written: {error}");
             false
         }
-        Ok(()) | Err(_) => broken.is_empty() && outcome.violations.is_empty(),
+        Ok(()) | Err(_) => true,
     }
 }
 
-/// A bar for runs that take a while; nothing where nobody looks.
 fn progress(name: &str) -> ProgressBar {
+    bar(name, "{prefix} [{bar:30}] {pos}/{len} requests, {msg} ({elapsed})")
+}
+
+/// A bar for runs that take a while; nothing where nobody looks.
+pub(super) fn bar(name: &str, template: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(0).with_message("");
-    if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} requests, {msg} ({elapsed})") {
+    if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }
     bar.set_prefix(name.to_owned());

@@ -1,8 +1,12 @@
 //! Tests of the whole: every scenario, determinism, replay, oracles, tidiness of the tree.
 
+mod mutants;
 mod oracles;
+mod papers;
 mod replay;
+mod reports;
 mod scenarios;
+mod sweeps;
 mod tidy;
 
 use std::path::{Path, PathBuf};

@@ -23,7 +23,7 @@ fn run(path: &Path, check: bool) -> Vec<(String, u64, Vec<String>)> {
                 .filter_map(|gate| gate.check(&values).err())
                 .map(|broken| format!("{}: gate {} found {}", case.name, broken.gate, broken.found))
                 .collect();
-            problems.extend(outcome.violations.iter().map(|violation| format!("{}: {violation:?}", case.name)));
+            problems.extend(outcome.violations.iter().map(|violation| format!("{}: {violation}", case.name)));
             (case.name, outcome.hash, problems)
         })
         .collect()

@@ -21,7 +21,7 @@ use super::fixed::{Rate, power_mean, saturate};
 use super::gemm::ACTIVATION_BYTES;
 use super::hardware::Hardware;
 use super::shape::Model;
-use super::table::{Grid, Tables};
+use super::table::{Cursor, Grid, Tables};
 
 /// Attention of one layer on one rank.
 #[derive(Clone, Debug)]
@@ -102,6 +102,18 @@ impl Attention {
         }
         let fixed = self.decode_base_ps.saturating_add(self.decode_sequence_ps.saturating_mul(batch));
         power_mean(fixed, self.decode_context.ps(context_tokens), self.decode_q_per_mille)
+    }
+
+    /// Like [`decode_ps`](Self::decode_ps), for steps of one batch one after the other.
+    #[inline]
+    pub(super) fn next_decode_ps(&self, batch: u64, context_tokens: u64, cursor: &mut Cursor) -> u64 {
+        match &self.decode_table {
+            Some(table) if batch > 0 => {
+                let mean = context_tokens.saturating_mul(Grid::STEPS) / batch;
+                table.next_ps(batch.saturating_mul(Grid::STEPS), mean, cursor)
+            }
+            Some(_) | None => self.decode_ps(batch, context_tokens),
+        }
     }
 }
 

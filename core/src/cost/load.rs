@@ -47,6 +47,12 @@ impl Load {
         self.rows += 1;
     }
 
+    /// The next step of the same decoding sequences: each reads one token more.
+    #[inline]
+    pub fn next_decode(&mut self) {
+        self.context_tokens = self.context_tokens.saturating_add(self.decodes);
+    }
+
     /// Adds a chunk of `new` tokens behind `cached` ones. The load then belongs to `cost`; a chunk that ends its
     /// prompt also needs [`Load::logits`].
     #[inline]

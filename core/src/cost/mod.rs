@@ -20,6 +20,7 @@
 //! 3. [`Cost::forward`] reads two precomputed curves and takes at most one power mean: tens of nanoseconds.
 
 pub mod attention;
+pub mod decodes;
 pub mod disk;
 pub mod fixed;
 pub mod gemm;
@@ -33,6 +34,7 @@ pub mod table;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+pub use decodes::Decodes;
 pub use disk::Disk;
 pub use hardware::Hardware;
 pub use link::{Link, LinkCost};

@@ -84,6 +84,47 @@ impl Grid {
         first.saturating_add(share(second.saturating_sub(first), down, height))
     }
 
+    /// Like [`ps`](Self::ps), for points of one row whose column grows: most are in the cell of the one before.
+    pub(super) fn next_ps(&self, row_steps: u64, column_steps: u64, cursor: &mut Cursor) -> u64 {
+        if !(cursor.start..cursor.end).contains(&column_steps) {
+            *cursor = self.cursor(row_steps, column_steps);
+        }
+        let into = column_steps - cursor.start;
+        let at =
+            |low: u64, rise: u64| if into == 0 { low } else { low.saturating_add(share(rise, into, cursor.width)) };
+        let first = at(cursor.first.0, cursor.first.1);
+        if cursor.down == 0 {
+            return first;
+        }
+        let second = at(cursor.second.0, cursor.second.1);
+        first.saturating_add(share(second.saturating_sub(first), cursor.down, cursor.height))
+    }
+
+    fn cursor(&self, row_steps: u64, column_steps: u64) -> Cursor {
+        let (row, down, height) = cell(&self.rows, row_steps);
+        let (index, into, width) = cell(&self.columns, column_steps);
+        let side = |row: usize| {
+            let ns = &self.ns[row];
+            let low = ns[index].saturating_mul(1_000);
+            (low, ns.get(index + 1).map_or(0, |after| (after - ns[index]).saturating_mul(1_000)))
+        };
+        // A coordinate before the first column counts as that column, one behind the last goes on along the last line.
+        let start = column_steps - into;
+        let is_last = index + 2 >= self.columns.len();
+        let end = if is_last { u64::MAX } else { self.columns[index + 1] * Self::STEPS };
+        let is_before = into == 0 && column_steps < self.columns[index] * Self::STEPS;
+        let end = if is_before { column_steps + 1 } else { end };
+        Cursor {
+            start,
+            end,
+            width,
+            down,
+            height,
+            first: side(row),
+            second: side(if down == 0 { row } else { row + 1 }),
+        }
+    }
+
     /// Steps of a coordinate per unit.
     pub const STEPS: u64 = 256;
 
@@ -105,6 +146,18 @@ impl Grid {
         }
         Ok(())
     }
+}
+
+/// A cell of a [`Grid`]: the columns from `start` to `end`, and both of its rows as their low end and their rise.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cursor {
+    start: u64,
+    end: u64,
+    width: u64,
+    down: u64,
+    height: u64,
+    first: (u64, u64),
+    second: (u64, u64),
 }
 
 /// Picoseconds of a measured list of `[count, ns]` at a count.

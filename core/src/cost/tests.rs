@@ -396,6 +396,18 @@ fn h100() -> Hardware {
     }
 }
 
+/// With a grid of decode attention of several rows and columns.
+fn measured() -> Cost {
+    let grid = Grid {
+        rows: vec![1, 8, 64],
+        columns: vec![512, 1_024, 8_192],
+        ns: vec![vec![4_000, 5_000, 9_000], vec![5_000, 7_000, 20_000], vec![9_000, 30_000, 100_000]],
+    };
+    let tables = Tables { decode_attention_ns: Some(grid), ..tables() };
+    let hardware = Hardware { tables: vec![tables], ..h100() };
+    Cost::new(&hardware, &llama(), 1).unwrap()
+}
+
 fn tables() -> Tables {
     Tables {
         models: vec!["llama-3.1-8b".to_string()],
@@ -432,4 +444,22 @@ fn llama_70b() -> Model {
 fn qwen(layers: u32, hidden: u32, intermediate: u32, heads: u32, tied_embeddings: bool) -> Model {
     let shape = Model { layers, hidden, intermediate, heads, vocab: 151_936, ..llama() };
     Model { name: "qwen3".to_string(), qk_norm: true, tied_embeddings, ..shape }
+}
+
+proptest! {
+    /// Steps one after the other take what each of them takes by itself.
+    #[test]
+    fn a_series_of_decode_steps_takes_what_each_step_takes(
+        batch in 1_u64..600, context in 1_u64..200_000, with_table in any::<bool>(),
+    ) {
+        let cost = if with_table { measured() } else { llama_on_h100() };
+        let mut load = Load::new();
+        for sequence in 0..batch {
+            load.decode(context + sequence % 7);
+        }
+        for (step, forward) in cost.decodes(load).take(300).enumerate() {
+            prop_assert_eq!(forward, cost.forward(&load), "step {}", step);
+            load.next_decode();
+        }
+    }
 }

@@ -135,7 +135,9 @@ impl HiCache {
     pub(crate) fn parked_requests(&self) -> usize {
         self.parked.len()
     }
+}
 
+impl HiCache {
     /// At rest nothing is held for a move that has ended.
     pub(crate) fn check_idle(&self, tiers: &Tiers) {
         assert!(self.moves.is_empty() && self.batches.is_empty() && self.waiting.is_empty() && self.parked.is_empty());

@@ -22,6 +22,7 @@ use crate::event::MissReason;
 use crate::id::{OpId, RequestId};
 use crate::kv::tiers::{BatchId, HostFill, Tiers};
 use crate::limits::{QUERY_KEYS_MAX, STORAGE_BATCH_PAGES, STORAGE_OPS_MAX};
+use crate::mutant::Mutant;
 use crate::op::{Command, Fault, Object, Outcome, Prompt};
 use crate::radix::PageId;
 use crate::time::Instant;
@@ -454,7 +455,8 @@ impl HiCache {
         let batch = self.batches.remove(&id).expect("a batch lives until its command ends");
         self.fetching_pages -= batch.pages.len() as u32;
         tiers.host_freed = true;
-        let failed = Self::failures(outcome, batch.pages.len());
+        let is_checked = !self.config.mutation.is(Mutant::PrefetchUnchecked);
+        let failed = if is_checked { Self::failures(outcome, batch.pages.len()) } else { BTreeMap::new() };
         let stamp = self.index.begin_use();
         // From the end of the chain, so that what is given up hangs from nothing.
         for (index, &page) in batch.pages.iter().enumerate().rev() {

@@ -189,7 +189,7 @@ impl Index {
         Some(entry.key)
     }
 
-    #[cfg(test)]
+    /// Keys of what is present, in no order that means anything.
     pub(crate) fn keys_present(&self) -> Vec<PageKey> {
         self.entries.iter().filter(|entry| entry.state == Some(Stored::Present)).map(|entry| entry.key).collect()
     }

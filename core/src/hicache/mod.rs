@@ -148,6 +148,16 @@ impl HiCache {
         !matches!(self.storage, Storage::Off)
     }
 
+    /// Waiting requests for which L3 matters, prefetches and their pages.
+    pub(crate) fn fetching(&self) -> u32 {
+        self.waiting.len() as u32 + self.batches.len() as u32 + self.fetching_pages
+    }
+
+    /// Pages in the queues of writes.
+    pub(crate) fn writes_queued(&self) -> u64 {
+        (self.backup_queue.len() + self.persist_queue.len()) as u64
+    }
+
     pub(crate) const fn has_host(&self) -> bool {
         self.config.host_pages > 0
     }

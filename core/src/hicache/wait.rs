@@ -10,6 +10,7 @@ use crate::event::MissReason;
 use crate::id::RequestId;
 use crate::kv::Fetch;
 use crate::kv::tiers::Tiers;
+use crate::mutant::Mutant;
 use crate::time::{Instant, nanos};
 
 impl HiCache {
@@ -53,6 +54,12 @@ impl HiCache {
         Fetch::Go
     }
 
+    /// True while L3 may still deliver something to a waiting request.
+    pub(crate) fn is_awaited(&self, request: RequestId) -> bool {
+        let state = self.waiting.get(&request).map(|waiting| waiting.state);
+        matches!(state, Some(State::Index | State::Querying | State::Fetching))
+    }
+
     /// The request no longer waits; what is known about its misses is handed out.
     pub(crate) fn leave(&mut self, tiers: &mut Tiers, request: RequestId) -> Option<Waiting> {
         self.give_up(tiers, request);
@@ -74,7 +81,9 @@ impl HiCache {
             }
             let batch = self.batches.remove(&id).expect("looked up above");
             self.batch_queue.retain(|other| *other != id);
-            self.fetching_pages -= batch.pages.len() as u32;
+            if !self.config.mutation.is(Mutant::FetchLeaksCapacity) {
+                self.fetching_pages -= batch.pages.len() as u32;
+            }
             for &page in batch.pages.iter().rev() {
                 tiers.filled_host(page, false);
             }

@@ -8,6 +8,7 @@ use crate::cx::{Cx, Owner};
 use crate::id::PageKey;
 use crate::kv::tiers::{HostFill, Tiers};
 use crate::limits::{STORAGE_BATCH_PAGES, STORAGE_OPS_MAX, TOUCH_KEYS_MAX};
+use crate::mutant::Mutant;
 use crate::op::{Command, Fault, Object, Outcome};
 use crate::radix::PageId;
 use crate::time::nanos;
@@ -119,6 +120,9 @@ impl HiCache {
             taken.push(page);
         }
         let count = taken.len();
+        if self.config.mutation.is(Mutant::PersistBeforeBackup) {
+            taken.iter().for_each(|&page| self.queue_persist(tiers, page));
+        }
         if count > 0 {
             cx.metrics.backup_pages += count as u64;
             let op = cx.start(Owner::Kv, Vec::new(), Command::Backup(moves));
@@ -153,6 +157,7 @@ impl HiCache {
     pub(crate) fn must_save(&self, tiers: &Tiers, page: PageId) -> bool {
         let by_eviction =
             self.config.write_policy == WritePolicy::WriteBack || self.config.host_policy == HostPolicy::Exclusive;
+        let by_eviction = by_eviction && !self.config.mutation.is(Mutant::WriteBackDropsDirty);
         let residence = tiers.radix.get(page);
         // A copy that failed is not waited for again: requests wait for the room.
         by_eviction && self.has_host() && residence.host.is_none() && !residence.unsavable
@@ -186,7 +191,8 @@ impl HiCache {
                 if !core::mem::take(&mut residence.persist_queued) {
                     continue;
                 }
-                let Some(host) = residence.readable_host() else {
+                let is_early = self.config.mutation.is(Mutant::PersistBeforeBackup);
+                let Some(host) = residence.readable_host().or(residence.host.filter(|_| is_early)) else {
                     self.failed.remove(&key);
                     continue;
                 };
@@ -196,7 +202,8 @@ impl HiCache {
                 let tokens = residence.tokens.clone();
                 objects.push(Object { key, parent: tiers.parent_key(page), page: host, tokens });
                 tiers.pin_host(page);
-                self.index.set(key, Stored::Writing, (0, 0));
+                let is_early = self.config.mutation.is(Mutant::PresentBeforeDurable);
+                self.index.set(key, if is_early { Stored::Present } else { Stored::Writing }, (0, 0));
                 pages.push(page);
             }
             if pages.is_empty() {

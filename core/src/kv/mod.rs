@@ -8,7 +8,9 @@
 //!            └───────────────────────────────────────────────────┘
 //! ```
 
+mod account;
 mod lease;
+mod occupancy;
 mod served;
 #[cfg(test)]
 mod tests;
@@ -23,11 +25,13 @@ use crate::event::{Control, Served, Tier};
 use crate::hicache::HiCache;
 use crate::id::{OpId, PageKey, RequestId, Token};
 use crate::limits::CHANGES_PER_PUBLISH;
+use crate::mutant::Mutant;
 use crate::op::{Outcome, Output, Prompt};
 use crate::radix::PageId;
 use crate::time::Instant;
 
 pub use self::lease::Lease;
+pub use self::occupancy::Occupancy;
 use self::tiers::Tiers;
 
 /// Not enough device pages can be freed now.
@@ -184,6 +188,9 @@ impl Kv {
 
         for &page in &path[..hit.device as usize] {
             self.tiers.pin_device(page);
+            if self.config.mutation.is(Mutant::EvictPinned) {
+                self.tiers.l1.offer(page);
+            }
         }
         for &page in &path[hit.device as usize..] {
             self.tiers.pin_host(page);
@@ -228,7 +235,10 @@ impl Kv {
                 self.tiers.pin_device(page);
                 lease.table.push(gpu);
             }
-            lease.loading.push(self.hicache.load_back(cx, &mut self.tiers, request, hit.device, loads));
+            let load = self.hicache.load_back(cx, &mut self.tiers, request, hit.device, loads);
+            if !self.config.mutation.is(Mutant::LoadBackDoneAtStart) {
+                lease.loading.push(load);
+            }
         }
         lease.entries.extend(path.iter().map(|page| page.0));
         while (lease.table.len() as u32) < hit.device + need {
@@ -356,7 +366,9 @@ impl Kv {
                 None => {
                     residence.dead = false;
                     self.tiers.attach_device(page, gpu, priority);
-                    self.tiers.pin_device(page);
+                    if !self.config.mutation.is(Mutant::PublishLosesPin) {
+                        self.tiers.pin_device(page);
+                    }
                     self.tiers.announce(page, Tier::Device);
                     self.tiers.reconsider_host(page);
                 }
@@ -406,7 +418,8 @@ impl Kv {
         for &op in &lease.loading {
             self.hicache.forget_load(op, lease.request);
         }
-        for index in (lease.entries.len()..lease.table.len()).rev() {
+        let forgotten = usize::from(self.config.mutation.is(Mutant::ReleaseForgetsPage));
+        for index in (lease.entries.len()..lease.table.len().saturating_sub(forgotten)).rev() {
             self.tiers.gpu.release(lease.table[index]);
         }
         for (index, &entry) in lease.entries.iter().enumerate().rev() {

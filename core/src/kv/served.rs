@@ -6,6 +6,7 @@ use super::{Hit, Kv};
 use crate::cx::Cx;
 use crate::event::{Miss, MissReason, Served};
 use crate::hicache::Waiting;
+use crate::mutant::Mutant;
 use crate::op::Prompt;
 use crate::radix::PageId;
 
@@ -59,10 +60,11 @@ impl Kv {
         let full = prompt.keys.len() as u32;
         let fetched =
             path[hit.device as usize..].iter().filter(|&&page| self.tiers.radix.get(page).fetched).count() as u32;
+        let twice = if self.config.mutation.is(Mutant::HitCountedTwice) { hit.device } else { 0 };
         let mut served = Served {
             prompt: prompt.length,
             device: hit.device * page_size,
-            host: (hit.host - fetched) * page_size,
+            host: (hit.host - fetched + twice) * page_size,
             storage: fetched * page_size,
             misses: Vec::new(),
         };

@@ -9,6 +9,7 @@ use crate::config::ConfigError;
 use crate::cost::LinkCost;
 use crate::id::Epoch;
 use crate::limits::PAGE_SIZE_MAX;
+use crate::mutant::Mutation;
 
 /// How a worker is chosen.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
@@ -107,6 +108,9 @@ pub struct RouterConfig {
     pub breaker_successes: u32,
     /// Age beyond which a load report is not believed.
     pub load_report_max_age: Duration,
+    /// A deliberate mistake, in tests of the checkers.
+    #[serde(skip)]
+    pub mutation: Mutation,
 }
 
 impl Default for RouterConfig {
@@ -123,6 +127,7 @@ impl Default for RouterConfig {
             link: LinkCost {
                 request_ns: 100_000,
                 descriptor_ps: 1_000_000,
+                descriptors_ahead: 0,
                 bytes_per_second: NonZeroU64::new(45_000_000_000).expect("not 0"),
                 latency_ns: 10_000,
             },
@@ -147,6 +152,7 @@ impl Default for RouterConfig {
             breaker_open: Duration::from_secs(60),
             breaker_successes: 3,
             load_report_max_age: Duration::from_secs(5),
+            mutation: Mutation::default(),
         }
     }
 }

@@ -27,6 +27,7 @@ use crate::digest::Digest;
 use crate::event::KvChange;
 use crate::id::{RequestId, Room, WorkerId};
 use crate::machine::{Machine, Outbox};
+use crate::mutant::Mutant;
 use crate::rng::{Rng, Stream};
 use crate::time::Instant;
 
@@ -188,7 +189,10 @@ impl Router {
             State::Waiting { until } => {
                 self.due.remove(&(until, request));
             }
-            State::Routed(placed) => self.end(request, live.attempt, placed, |_| true, out),
+            State::Routed(placed) => {
+                let is_told = !self.config.mutation.is(Mutant::CancelDropped);
+                self.end(request, live.attempt, placed, |_| is_told, out);
+            }
         }
     }
 
@@ -409,7 +413,7 @@ impl Router {
     fn next_room(&mut self) -> Room {
         assert!(self.rooms < 1 << ROOM_COUNTER_BITS);
         let room = u64::from(self.config.epoch.0) << ROOM_COUNTER_BITS | self.rooms;
-        self.rooms += 1;
+        self.rooms += u64::from(!self.config.mutation.is(Mutant::RoomReused));
         Room(room)
     }
 }

@@ -3,6 +3,7 @@
 use super::{Live, Placed, RouteFault, RouteRefusal, Router, RouterOutput, State};
 use crate::id::{RequestId, WorkerId};
 use crate::machine::Outbox;
+use crate::mutant::Mutant;
 use crate::router::Role;
 use crate::time::{Instant, nanos};
 
@@ -16,7 +17,9 @@ impl Router {
         (fault, output): (RouteFault, u32),
         out: &mut Outbox<RouterOutput>,
     ) {
-        let routed = self.live.get(&request).filter(|live| live.attempt == attempt).and_then(|live| match live.state {
+        let is_any = self.config.mutation.is(Mutant::AttemptIgnored);
+        let live = self.live.get(&request).filter(|live| live.attempt == attempt || is_any);
+        let routed = live.and_then(|live| match live.state {
             State::Routed(placed) => placed.role_of(worker).map(|role| (role, placed)),
             State::Waiting { .. } => None,
         });

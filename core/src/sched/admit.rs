@@ -9,6 +9,7 @@ use alloc::boxed::Box;
 use crate::cx::Cx;
 use crate::event::Event;
 use crate::kv::{Fetch, Kv};
+use crate::mutant::Mutant;
 use crate::transfer::Transfer;
 
 use super::batch::Draft;
@@ -89,6 +90,7 @@ impl Sched {
                     }
                     self.begin(cx, kv, pick.slot, work);
                 }
+                Verdict::Elsewhere if self.config.mutation.is(Mutant::FetchBlocksOthers) => break,
                 Verdict::Elsewhere => {}
                 Verdict::Memory => _ = blocked.get_or_insert(pick.order),
             }
@@ -121,7 +123,7 @@ impl Sched {
         has_budget && self.admitted < self.config.max_running_requests
     }
 
-    const fn line(&self, sinks: bool) -> &Queue {
+    pub(super) const fn line(&self, sinks: bool) -> &Queue {
         if sinks { &self.sinks } else { &self.queue }
     }
 
@@ -214,8 +216,10 @@ impl Sched {
         sequence.settle_in(lease);
         sequence.served = Some(Box::new(served));
         let order = sequence.order.take();
+        let is_left = self.config.mutation.is(Mutant::DoubleAdmit);
         let queue = self.line_mut(whole);
         match order {
+            Some(_) if is_left => {}
             Some(order) => queue.remove(order),
             None => queue.remove_front(slot),
         }
@@ -252,6 +256,6 @@ impl Sched {
                 end = middle;
             }
         }
-        shared as u32 * self.page_size >= cached + self.config.in_batch_share_tokens
+        shared as u32 * self.page_size >= cached.saturating_add(self.config.in_batch_share_tokens)
     }
 }

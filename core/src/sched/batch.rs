@@ -13,13 +13,16 @@
 //!  launched   A B           C (A is done) D (B is done)
 //! ```
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use crate::batch::{Batch, Run};
 use crate::cx::{Cx, Owner};
 use crate::event::{Event, Failure, Finish};
 use crate::id::{OpId, Token};
 use crate::kv::Kv;
-use crate::op::{Command, Fault, Outcome, Run};
+use crate::mutant::Mutant;
+use crate::op::{Command, Fault, Outcome};
 use crate::transfer::Transfer;
 
 use super::Sched;
@@ -31,7 +34,7 @@ use super::seq::State;
 pub(super) struct Row {
     pub(super) slot: u32,
     /// The sequence's life at the launch; see [`super::seq::Sequence::roll_back`].
-    life: u32,
+    pub(super) life: u32,
     pub(super) start: u32,
     pub(super) count: u32,
     pub(super) sample: bool,
@@ -43,7 +46,7 @@ pub(super) struct Flight {
     pub(super) op: OpId,
     pub(super) rows: Vec<Row>,
     /// It was ordered behind other commands, so that those may have failed it.
-    has_prerequisites: bool,
+    pub(super) has_prerequisites: bool,
 }
 
 /// A forward that is being composed.
@@ -51,7 +54,7 @@ pub(super) struct Flight {
 pub(super) struct Draft {
     /// Prompt tokens that still fit.
     pub(super) budget: u32,
-    runs: Vec<Run>,
+    batch: Box<Batch>,
     rows: Vec<Row>,
     after: Vec<OpId>,
     /// Rows that decode.
@@ -66,7 +69,7 @@ impl Sched {
         let chunk = self.config.chunked_prefill_size.min(self.config.max_prefill_tokens);
         let mut draft = Draft {
             budget: chunk.saturating_sub(steps).max(self.page_size),
-            runs: Vec::new(),
+            batch: self.batches.pop().unwrap_or_default(),
             rows: core::mem::take(&mut flight.rows),
             after: Vec::new(),
             steps: 0,
@@ -94,6 +97,7 @@ impl Sched {
         }
         if draft.rows.is_empty() {
             flight.rows = draft.rows;
+            self.batches.push(draft.batch);
             self.spare.push(flight);
             return false;
         }
@@ -102,7 +106,7 @@ impl Sched {
         }
         cx.metrics.forwards += 1;
         let has_prerequisites = !draft.after.is_empty();
-        let op = cx.start(Owner::Sched, draft.after, Command::Forward(draft.runs));
+        let op = cx.start(Owner::Sched, draft.after, Command::Forward(draft.batch));
         self.push_chunks(cx, transfer, op, &draft.rows);
         self.flights.push_back(Flight { op, rows: draft.rows, has_prerequisites });
         true
@@ -145,7 +149,6 @@ impl Sched {
     /// Adds a decode row for each running sequence that has the page for it.
     fn add_steps(&mut self, cx: &Cx<'_>, decoding: usize, draft: &mut Draft) {
         let page_size = self.page_size;
-        draft.runs.reserve(decoding);
         draft.rows.reserve(decoding);
         for index in 0..decoding {
             let slot = self.running[index];
@@ -172,19 +175,11 @@ impl Sched {
             }
         }
         let table = lease.table();
-        let run = Run {
-            request: sequence.request,
-            start,
-            count,
-            sample,
-            table_from: told,
-            pages: table[told as usize..].to_vec(),
-        };
+        draft.batch.push(Run::new(sequence.request, start, count, sample, told), &table[told as usize..]);
         sequence.told = table.len() as u32;
         sequence.computed += count;
         sequence.flights += 1;
         draft.rows.push(Row { slot, life: sequence.life, start, count, sample });
-        draft.runs.push(run);
     }
 
     /// A forward has ended.
@@ -196,7 +191,7 @@ impl Sched {
         let mut flight = self.flights.remove(place).expect("found above");
         let samples = flight.rows.iter().filter(|row| row.sample).count();
         let result = match outcome {
-            Outcome::Sampled(tokens) if tokens.len() == samples => Ok(tokens),
+            Outcome::Sampled(sampled) if sampled.tokens().len() == samples => Ok(sampled),
             Outcome::Failed(fault) => Err(fault),
             // An answer to another question.
             Outcome::Sampled(_) | Outcome::Moved | Outcome::Partly(_) | Outcome::Found(_) | Outcome::Scanned { .. } => {
@@ -204,13 +199,14 @@ impl Sched {
             }
         };
         match result {
-            Ok(tokens) => {
-                let mut tokens = tokens.into_iter();
+            Ok(sampled) => {
+                let mut tokens = sampled.tokens().iter().copied();
                 for &row in &flight.rows {
                     let token = if row.sample { tokens.next() } else { None };
                     self.take_row(cx, kv, transfer, row, token);
                     self.leave_flight(cx, kv, row.slot);
                 }
+                self.keep(sampled.0);
             }
             Err(fault) => {
                 cx.mark("sched.forward_failed");
@@ -225,13 +221,22 @@ impl Sched {
         self.spare.push(flight);
     }
 
+    /// Keeps the memory of a batch that came back for the next forward.
+    fn keep(&mut self, mut batch: Box<Batch>) {
+        if self.batches.len() < self.flights_max {
+            batch.clear();
+            self.batches.push(batch);
+        }
+    }
+
     /// A sequence's share of a forward is done.
     fn take_row(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer, row: Row, token: Option<Token>) {
         let sequence = self.slots.at_mut(row.slot);
         if sequence.life != row.life {
             return;
         }
-        sequence.committed = row.start + row.count;
+        let is_early = self.config.mutation.is(Mutant::PublishBeforeDone);
+        sequence.committed = if is_early { sequence.computed } else { row.start + row.count };
         sequence.faults = 0;
         if row.start < sequence.prompt.length {
             cx.metrics.computed_tokens += u64::from(row.count);
@@ -239,6 +244,7 @@ impl Sched {
             self.publish(cx, kv, row.slot);
             if is_complete {
                 self.unlead(row.slot);
+                self.push_prompt(cx, transfer, row.slot);
             }
         }
         if let Some(token) = token {
@@ -266,6 +272,9 @@ impl Sched {
                 sequence.produced += 1;
                 cx.metrics.generated_tokens += 1;
                 cx.emit(sequence.request, Event::Token(token));
+                if self.config.mutation.is(Mutant::TokenTwice) && sequence.produced == 1 {
+                    cx.emit(sequence.request, Event::Token(token));
+                }
                 if sequence.stop.contains(&token) {
                     self.end(cx, kv, transfer, slot, Finish::Stop);
                 } else if sequence.remaining() == 0 {
@@ -273,7 +282,11 @@ impl Sched {
                 }
             }
             // Its client has gone, or a stop token came one forward earlier.
-            State::Leaving => {}
+            State::Leaving => {
+                if self.config.mutation.is(Mutant::TokenAfterEnd) {
+                    cx.emit(sequence.request, Event::Token(token));
+                }
+            }
             State::Offered | State::Waiting | State::Receiving | State::Prefilling => {
                 unreachable!("a sequence without a launched prompt samples nothing")
             }
@@ -301,18 +314,19 @@ impl Sched {
         }
         sequence.holds = is_load;
         sequence.faults += u32::from(!is_load);
-        // A source has pushed behind the forward, and pages are pushed once.
-        if sequence.faults > FAULTS_MAX || sequence.is_source() {
+        // What a source has pushed behind the forward cannot be pushed again.
+        if sequence.faults > FAULTS_MAX || sequence.pushed > 0 {
             self.end(cx, kv, transfer, row.slot, Finish::Failed(Failure::Lane(fault)));
         } else {
             self.back_to_prompt(row.slot);
         }
     }
 
-    /// A running sequence part of whose prompt is to be computed again goes on before others.
+    /// A sequence whose prompt was launched to its end, and part of which is to be computed again, goes on before others.
     pub(super) fn back_to_prompt(&mut self, slot: u32) {
         let sequence = self.slots.at_mut(slot);
-        if sequence.state == State::Running && sequence.computed < sequence.prompt.length {
+        let is_launched = matches!(sequence.state, State::Running | State::HandingOver);
+        if is_launched && sequence.computed < sequence.prompt.length {
             sequence.state = State::Prefilling;
             self.running.retain(|&other| other != slot);
             self.prefilling.insert(0, slot);

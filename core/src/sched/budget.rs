@@ -29,6 +29,11 @@ impl Ratio {
         self.now = self.now.saturating_sub(self.step).max(self.min);
     }
 
+    /// That many decode steps were launched.
+    pub(super) fn decay_by(&mut self, count: u32) {
+        self.now = self.now.saturating_sub(self.step.saturating_mul(count)).max(self.min);
+    }
+
     /// Nothing runs and nothing waits.
     pub(super) fn reset(&mut self) {
         self.now = self.init;

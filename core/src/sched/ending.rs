@@ -4,6 +4,7 @@ use crate::cx::Cx;
 use crate::event::{Event, Failure, Finish};
 use crate::kv::Kv;
 use crate::message::AbortReason;
+use crate::mutant::Mutant;
 use crate::transfer::Transfer;
 
 use super::Sched;
@@ -108,7 +109,7 @@ impl Sched {
             sequence.publish(cx, kv, self.page_size);
         }
         if let Some(lease) = sequence.lease.take() {
-            self.admitted -= 1;
+            self.admitted -= u32::from(!self.config.mutation.is(Mutant::BudgetLeak));
             kv.release(lease);
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  source  offer ─ Wanted ─> queue ─> chunks, each pushed behind its forward ─> hand_over ─ Sent ─> gone
+//!                                     (or all pushed once the last one is done)
 //!  sink    queue ─> lease, want ─ Landed ─> running
 //!                       │ Retry:      old pages into quarantine, fresh ones, want again
 //!                       └ SinkFailed: old pages into quarantine, front of the queue for a prefill here
@@ -15,6 +16,7 @@ use crate::event::{Event, Failure, Finish};
 use crate::id::{OpId, RequestId, WorkerId};
 use crate::kv::Kv;
 use crate::message::{AbortReason, Want};
+use crate::mutant::Mutant;
 use crate::op::{Leg, Submit};
 use crate::transfer::{Transfer, TransferEvent};
 
@@ -27,7 +29,9 @@ impl Sched {
     pub fn on_transfer(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer, event: TransferEvent) {
         match event {
             TransferEvent::Wanted { request } => {
-                if let Some(slot) = self.find(request, State::Offered) {
+                if let Some(slot) = self.find(request, State::Offered)
+                    && !self.config.mutation.is(Mutant::WantedForgotten)
+                {
                     self.offered -= 1;
                     self.enqueue(cx, kv, slot, false);
                 }
@@ -182,7 +186,7 @@ impl Sched {
 
     /// Pushes what the forward completes, behind it; with the first chunk the cached pages too.
     pub(super) fn push_chunks(&mut self, cx: &mut Cx<'_>, transfer: &mut Transfer, op: OpId, rows: &[Row]) {
-        if self.mode == Mode::Decode {
+        if self.mode == Mode::Decode || !self.is_layerwise {
             return;
         }
         for row in rows {
@@ -201,6 +205,17 @@ impl Sched {
             after.push(op);
             transfer.push(cx, sequence.request, from, &lease.table()[from as usize..to as usize], &after);
         }
+    }
+
+    /// Pushes a whole prompt that has been computed, unless its chunks were pushed as they were.
+    pub(super) fn push_prompt(&mut self, cx: &mut Cx<'_>, transfer: &mut Transfer, slot: u32) {
+        let sequence = self.slots.at_mut(slot);
+        if self.is_layerwise || sequence.state != State::HandingOver {
+            return;
+        }
+        sequence.pushed = pages(sequence.prompt.length, self.page_size);
+        let lease = sequence.lease.as_ref().expect("a prompt that was computed has pages");
+        transfer.push(cx, sequence.request, 0, &lease.table()[..sequence.pushed as usize], &[]);
     }
 
     /// A sink asks for a prompt that no router announced.

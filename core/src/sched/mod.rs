@@ -20,6 +20,7 @@ mod admit;
 mod batch;
 mod budget;
 mod check;
+mod coast;
 mod ending;
 mod handoff;
 mod policy;
@@ -29,9 +30,11 @@ mod seq;
 #[cfg(test)]
 mod tests;
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 
+use crate::batch::Batch;
 use crate::config::{Mode, SchedConfig, SchedulePolicy, WorkerConfig};
 use crate::cx::Cx;
 use crate::digest::Digest;
@@ -39,6 +42,7 @@ use crate::event::{Control, Event, Finish, Refusal};
 use crate::id::{OpId, PageKey, RequestId, WorkerId};
 use crate::kv::{Kv, KvEvent, Lease};
 use crate::limits::{FORWARDS_IN_FLIGHT_MAX, STOP_TOKENS_MAX};
+use crate::mutant::Mutant;
 use crate::op::{Leg, Submit};
 use crate::time::{Instant, earlier, nanos};
 use crate::transfer::Transfer;
@@ -83,6 +87,8 @@ pub struct Load {
 pub struct Sched {
     config: SchedConfig,
     mode: Mode,
+    /// Chunks are pushed as they are computed; see [`crate::config::TransferConfig::layerwise`].
+    is_layerwise: bool,
     page_size: u32,
     flights_max: usize,
     slots: Slab,
@@ -106,6 +112,9 @@ pub struct Sched {
     flights: VecDeque<Flight>,
     /// Buffers of ended flights.
     spare: Vec<Flight>,
+    /// Batches that came back.
+    #[expect(clippy::vec_box, reason = "they travel as boxes, and unboxed they would be allocated again")]
+    batches: Vec<Box<Batch>>,
     deadlines: BTreeSet<(Instant, u32)>,
     /// By first page key: the sequence whose prompt is being computed and not all published.
     leaders: BTreeMap<PageKey, u32>,
@@ -130,6 +139,7 @@ impl Sched {
             flights_max: if sched.overlap { FORWARDS_IN_FLIGHT_MAX } else { 1 },
             config: sched,
             mode: config.mode,
+            is_layerwise: config.transfer.layerwise,
             page_size: config.kv.page_size,
             slots: Slab::default(),
             by_request: BTreeMap::new(),
@@ -143,6 +153,7 @@ impl Sched {
             admitted: 0,
             flights: VecDeque::new(),
             spare: Vec::new(),
+            batches: Vec::new(),
             deadlines: BTreeSet::new(),
             leaders: BTreeMap::new(),
             wake: None,
@@ -199,12 +210,16 @@ impl Sched {
     pub fn settle(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer) {
         while let Some(&(deadline, slot)) = self.deadlines.first()
             && deadline <= cx.now
+            && !self.config.mutation.is(Mutant::DeadlineIgnored)
         {
             self.end(cx, kv, transfer, slot, Finish::Deadline);
         }
         self.wake = None;
         self.was_starved = self.starved.take().is_some();
         self.admit(cx, kv, admit::Work::Receive(transfer));
+        if self.config.mutation.is(Mutant::LostWakeup) && self.slots.len() == 1 && self.admitted == 0 {
+            return;
+        }
         while self.flights.len() < self.flights_max && self.launch(cx, kv, transfer) {}
         if self.slots.len() == 0 {
             self.ratio.reset();
@@ -214,7 +229,8 @@ impl Sched {
     /// When the scheduler wants a tick, and why.
     #[must_use]
     pub fn deadline(&self) -> Option<(Instant, &'static str)> {
-        let late = self.deadlines.first().map(|&(at, _)| (at, "a request is late"));
+        let is_kept = !self.config.mutation.is(Mutant::DeadlineIgnored);
+        let late = self.deadlines.first().filter(|_| is_kept).map(|&(at, _)| (at, "a request is late"));
         let wake = self.wake.map(|at| (at, "a fetch has had its time"));
         let starved = self.starved.map(|at| (at, "a lone sequence found no page"));
         earlier(earlier(late, wake), starved)
@@ -249,6 +265,42 @@ impl Sched {
         self.slots.iter().filter_map(|(_, sequence)| sequence.lease.as_ref())
     }
 
+    /// Requests that count against the bound of the queue.
+    #[must_use]
+    pub fn queued(&self) -> u32 {
+        self.waiting()
+    }
+
+    /// A request for which a forward could be launched, though none is in flight. Of those that wait only the first few
+    /// are looked at, and only if nobody is admitted: then a request that fits the free pages needs no more promises.
+    pub(crate) fn runnable(&self, kv: &Kv) -> Option<RequestId> {
+        if !self.flights.is_empty() {
+            return None;
+        }
+        let goes = |&&slot: &&u32| {
+            let sequence = self.slots.at(slot);
+            let has_room = sequence.computed < sequence.lease().table().len() as u32 * self.page_size;
+            !sequence.holds && has_room && (sequence.state == State::Prefilling || sequence.has_step())
+        };
+        if let Some(&slot) = self.prefilling.iter().chain(&self.running).find(goes) {
+            return Some(self.slots.at(slot).request);
+        }
+        if self.admitted > 0 {
+            return None;
+        }
+        let fits = |&slot: &u32| {
+            let sequence = self.slots.at(slot);
+            let need = seq::pages(sequence.tokens_first(), self.page_size);
+            need <= kv.free() && !kv.is_fetching(sequence.request)
+        };
+        // Who was admitted before goes before all others.
+        let slot = match self.queue.front() {
+            Some(slot) => Some(slot).filter(fits),
+            None => self.queue.iter().map(|pick| pick.slot).take(RUNNABLE_LOOKED_AT).find(fits),
+        };
+        slot.map(|slot| self.slots.at(slot).request)
+    }
+
     /// How busy the worker is.
     #[must_use]
     pub fn load(&self) -> Load {
@@ -256,12 +308,19 @@ impl Sched {
             let sequence = self.slots.at(slot);
             u64::from(sequence.prompt.length) + sequence.generated.len() as u64
         };
+        let (running, waiting) = self.counts();
         Load {
-            running: self.admitted,
-            waiting: self.waiting() + (self.queue.front_len() + self.sinks.front_len()) as u32,
+            running,
+            waiting,
             waiting_tokens: self.waiting_tokens,
             running_tokens: self.prefilling.iter().chain(&self.running).chain(&self.receiving).map(tokens).sum(),
         }
+    }
+
+    /// Requests that are admitted, and requests that are not: what [`Sched::load`] says, without looking at each.
+    #[must_use]
+    pub fn counts(&self) -> (u32, u32) {
+        (self.admitted, self.waiting() + (self.queue.front_len() + self.sinks.front_len()) as u32)
     }
 
     /// Requests that have not ended, those whose pages are still on their way back included.
@@ -409,3 +468,6 @@ impl Sched {
         (self.queue.len() + self.sinks.len()) as u32 + self.offered
     }
 }
+
+/// Waiting requests that [`Sched::runnable`] looks at.
+const RUNNABLE_LOOKED_AT: usize = 16;

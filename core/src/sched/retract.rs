@@ -10,6 +10,7 @@ use core::cmp::Reverse;
 use crate::cx::Cx;
 use crate::event::{Event, Failure, Finish};
 use crate::kv::Kv;
+use crate::mutant::Mutant;
 use crate::transfer::Transfer;
 
 use super::seq::State;
@@ -99,7 +100,9 @@ impl Sched {
         sequence.order = None;
         sequence.blocked = Wait::Memory;
         self.waiting_tokens += u64::from(sequence.prompt.length);
-        self.queue.push_front(slot);
+        if !self.config.mutation.is(Mutant::RetractionForgets) {
+            self.queue.push_front(slot);
+        }
     }
 
     /// The only running sequence finds no page. If nothing can come back to the pool, not even after the cache has had
@@ -137,7 +140,11 @@ impl Sched {
                 sequence.roll_back(tokens);
                 self.back_to_prompt(slot);
             }
-            State::Prefilling | State::HandingOver | State::Retracting | State::Leaving => sequence.roll_back(tokens),
+            State::HandingOver => {
+                sequence.roll_back(tokens);
+                self.back_to_prompt(slot);
+            }
+            State::Prefilling | State::Retracting | State::Leaving => sequence.roll_back(tokens),
             State::Offered | State::Waiting => unreachable!("who waits has no lease"),
         }
     }

@@ -16,6 +16,7 @@ use crate::digest::Digest;
 use crate::id::{Generation, RequestId, WorkerId};
 use crate::kv::Lease;
 use crate::message::{AbortReason, End};
+use crate::mutant::Mutant;
 use crate::transfer::timer::{Timer, Timers};
 use crate::transfer::{Attempt, Env, TransferEvent};
 
@@ -103,8 +104,7 @@ impl Fences {
     /// The source has not answered: it is asked again, for as long as it takes.
     pub(super) fn on_timer(&mut self, env: &mut Env<'_, '_>, generation: Generation) {
         let Some(fence) = self.all.get(&generation) else { return };
-        #[cfg(test)]
-        if env.mutant == crate::transfer::Mutant::FenceOnTimeout {
+        if env.config.mutation.is(Mutant::FenceOnTimeout) {
             return self.lift(env, generation);
         }
         env.cx.mark("transfer.abort_again");

@@ -62,8 +62,6 @@ pub struct Transfer {
     timers: Timers,
     /// Hand-offs that went out with [`Transfer::hand_over`], which could not say so.
     sent: Vec<RequestId>,
-    #[cfg(test)]
-    mutant: Mutant,
 }
 
 /// What the worker and `Transfer` lend to the two ends for one call.
@@ -73,24 +71,6 @@ struct Env<'e, 'c> {
     peers: &'e mut Peers,
     timers: &'e mut Timers,
     events: &'e mut Vec<TransferEvent>,
-    #[cfg(test)]
-    mutant: Mutant,
-}
-
-/// A deliberate mistake, to show that the tests would see it.
-#[cfg(test)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-enum Mutant {
-    #[default]
-    None,
-    /// A timeout is taken for proof.
-    FenceOnTimeout,
-    /// The source's abort is taken for proof.
-    FenceOnSourceAbort,
-    /// The source acknowledges while it still writes.
-    AckBeforeDrained,
-    /// A want that comes twice is taken twice.
-    BelieveCopies,
 }
 
 impl Transfer {
@@ -106,9 +86,13 @@ impl Transfer {
             sink: Sink::default(),
             timers: Timers::default(),
             sent: Vec::new(),
-            #[cfg(test)]
-            mutant: Mutant::None,
         }
+    }
+
+    /// Has it make a deliberate mistake from here on.
+    #[cfg(test)]
+    fn mutate(&mut self, mutation: crate::mutant::Mutation) {
+        self.config.mutation = mutation;
     }
 
     /// Source: a router announced a prefill leg. It becomes [`TransferEvent::Wanted`] once the sink's pages are known
@@ -370,15 +354,7 @@ impl Transfer {
         events: &mut Vec<TransferEvent>,
         call: impl FnOnce(&mut Source, &mut Sink, &mut Env<'_, '_>) -> R,
     ) -> R {
-        let mut env = Env {
-            cx,
-            config: &self.config,
-            peers: &mut self.peers,
-            timers: &mut self.timers,
-            events,
-            #[cfg(test)]
-            mutant: self.mutant,
-        };
+        let mut env = Env { cx, config: &self.config, peers: &mut self.peers, timers: &mut self.timers, events };
         call(&mut self.source, &mut self.sink, &mut env)
     }
 }

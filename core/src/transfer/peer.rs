@@ -22,6 +22,7 @@ use crate::cx::Cx;
 use crate::digest::Digest;
 use crate::id::{Epoch, Generation, Room, WorkerId};
 use crate::message::{Hello, Message, Mismatch, VERSION};
+use crate::mutant::Mutant;
 use crate::transfer::layout;
 use crate::transfer::timer::{Timer, Timers};
 
@@ -161,7 +162,9 @@ impl Peers {
             Err(Mismatch::Version { ours: VERSION, theirs: hello.version })
         };
         peer.link = match plan {
-            Ok(_) if hello.root != ours.root => Link::Refused(Mismatch::Namespace),
+            Ok(_) if hello.root != ours.root && !config.mutation.is(Mutant::NamespaceIgnored) => {
+                Link::Refused(Mismatch::Namespace)
+            }
             Ok(plan) => Link::Open { mode: hello.mode, pieces: plan.pieces.max(1) },
             Err(mismatch) => Link::Refused(mismatch),
         };

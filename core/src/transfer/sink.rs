@@ -22,6 +22,7 @@ use crate::digest::Digest;
 use crate::event::Refusal;
 use crate::id::{GpuPage, RequestId, Room, Token, WorkerId};
 use crate::message::{AbortReason, End, Handoff, Message, Want};
+use crate::mutant::Mutant;
 use crate::op::Prompt;
 use crate::time::Instant;
 use crate::transfer::fence::Fences;
@@ -156,7 +157,12 @@ impl Sink {
 
     /// The source says that all has landed.
     pub(super) fn on_handoff(&mut self, env: &mut Env<'_, '_>, from: WorkerId, handoff: &Handoff) -> bool {
-        let attempt = Attempt::of_handoff(handoff);
+        let mut attempt = Attempt::of_handoff(handoff);
+        if env.config.mutation.is(Mutant::GenerationIgnored)
+            && let Some(State::Waiting { attempt: current, .. }) = self.rooms.get(&attempt.room).map(|room| &room.state)
+        {
+            attempt = *current;
+        }
         let Some(room) = self.current(from, attempt) else {
             // It crossed our abort. Nobody wants the pages, but no write is in flight either.
             return self.fences.on_ack(env, from, attempt);
@@ -190,9 +196,8 @@ impl Sink {
         if self.current(from, attempt).is_none() {
             return self.fences.stands(from, attempt);
         }
-        let writes = Writes::Draining;
-        #[cfg(test)]
-        let writes = if env.mutant == crate::transfer::Mutant::FenceOnSourceAbort { Writes::Over } else { writes };
+        let is_believed = env.config.mutation.is(Mutant::FenceOnSourceAbort);
+        let writes = if is_believed { Writes::Over } else { Writes::Draining };
         self.fail(env, attempt.room, reason, writes);
         true
     }

@@ -24,6 +24,7 @@ use crate::cx::Owner;
 use crate::event::Refusal;
 use crate::id::{Generation, GpuPage, OpId, PageKey, RequestId, Room, Token, WorkerId};
 use crate::message::{AbortReason, End, Want};
+use crate::mutant::Mutant;
 use crate::op::{Command, Fault, Outcome, Push};
 use crate::time::Instant;
 use crate::transfer::peer::Link;
@@ -275,6 +276,9 @@ impl Source {
     /// A push has ended.
     pub(super) fn on_done(&mut self, env: &mut Env<'_, '_>, op: OpId, outcome: &Outcome) -> bool {
         let Some(id) = self.ops.remove(&op) else { return false };
+        if env.config.mutation.is(Mutant::HandoffBeforeLanded) && !self.rooms.contains_key(&id) {
+            return true;
+        }
         let room = self.rooms.get_mut(&id).expect("a room lives as long as its pushes");
         let flight = room.flights.remove(&op).expect("listed in both");
         let (failed, fault) = failures(&flight, outcome);
@@ -309,8 +313,7 @@ impl Source {
             }
             Other::Unknown | Other::Fake | Other::Known(_) => {}
         }
-        #[cfg(test)]
-        if let (crate::transfer::Mutant::AckBeforeDrained, Other::Known(want)) = (env.mutant, &room.other) {
+        if let (true, Other::Known(want)) = (env.config.mutation.is(Mutant::AckBeforeDrained), &room.other) {
             env.cx.send(want.peer, want.attempt.ack());
         }
         self.advance(env, id);
@@ -325,7 +328,8 @@ impl Source {
 
     fn close(&mut self, env: &mut Env<'_, '_>, id: Room) -> Option<TransferEvent> {
         let room = self.rooms.get(&id)?;
-        if !room.flights.is_empty() || room.ended.is_none() && room.answer.is_none() {
+        let is_early = env.config.mutation.is(Mutant::HandoffBeforeLanded) && room.ended.is_none();
+        if !room.flights.is_empty() && !is_early || room.ended.is_none() && room.answer.is_none() {
             return None;
         }
         let room = self.rooms.remove(&id).expect("looked up above");
@@ -338,7 +342,9 @@ impl Source {
         };
         let event = match (room.ended, room.answer) {
             (Some(reason), _) => {
-                if let Some(want) = peer {
+                if let Some(want) = peer
+                    && !env.config.mutation.is(Mutant::AckLost)
+                {
                     env.cx.send(want.peer, want.attempt.ack());
                 }
                 TransferEvent::SourceFailed { request, reason }
@@ -380,7 +386,9 @@ impl Source {
             // Whatever is not known has no push in flight; that none will start is what `admit` sees to.
             env.peers.admit(from, attempt.generation);
             env.cx.mark("transfer.abort_of_unknown");
-            env.cx.send(from, attempt.ack());
+            if !env.config.mutation.is(Mutant::AckLost) {
+                env.cx.send(from, attempt.ack());
+            }
         }
     }
 

@@ -8,6 +8,8 @@
 //!   input ──▶ handler ──▶ transfer.settle ──▶ sched.settle ──▶ kv.settle ──▶ outbox
 //! ```
 
+mod account;
+mod coast;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +29,8 @@ use crate::rng::{Rng, Stream};
 use crate::sched::{Load, Sched, Wait};
 use crate::time::{Instant, earlier};
 use crate::transfer::{Transfer, TransferEvent};
+
+pub use self::account::{Census, Waits};
 
 /// A prefill, decode or unified worker. With tensor parallelism, the leader of the group: ranks carry out commands.
 #[derive(Debug)]
@@ -96,6 +100,12 @@ impl Worker {
     #[must_use]
     pub fn load(&self) -> Load {
         self.sched.load()
+    }
+
+    /// Requests that are admitted, and requests that are not.
+    #[must_use]
+    pub fn counts(&self) -> (u32, u32) {
+        self.sched.counts()
     }
 
     /// What a live request waits for; `None` for one that is not live here.

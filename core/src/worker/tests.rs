@@ -57,8 +57,8 @@ fn drive(pump: &mut Pump<Worker, NoTap>, input: Input) -> Vec<Event> {
         now = now.after_ns(1_000);
         for output in pump.feed(now, input) {
             match output {
-                Output::Start { op, command: Command::Forward(runs), .. } => {
-                    let sampled = runs.iter().filter(|run| run.sample).map(|run| Token(run.start + run.count));
+                Output::Start { op, command: Command::Forward(batch), .. } => {
+                    let sampled = batch.runs().iter().filter(|run| run.sample).map(|run| Token(run.start + run.count));
                     inputs.push_back(Input::Done { op, outcome: Outcome::Sampled(sampled.collect()) });
                 }
                 Output::Start { op, .. } => inputs.push_back(Input::Done { op, outcome: Outcome::Moved }),

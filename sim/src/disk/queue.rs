@@ -14,6 +14,8 @@ pub(super) struct Queue {
     waiting: VecDeque<Job>,
     /// Commands under way. They end in this order, as the latency is the same for all.
     flying: VecDeque<Command>,
+    /// Slots that those take.
+    slots: u64,
     /// Ends of jobs among `flying`.
     ends: VecDeque<Instant>,
     pipe: Pipe,
@@ -27,7 +29,7 @@ pub(super) struct Speed {
     /// What a command takes of the bandwidth at least: bandwidth over IOPS.
     command_bytes: u64,
     latency_ns: u64,
-    depth: usize,
+    depth: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +50,7 @@ struct Command {
     job: JobId,
     bytes: u64,
     busy_ns: u64,
+    slots: u64,
     is_last: bool,
 }
 
@@ -64,6 +67,7 @@ impl Queue {
             speed,
             waiting: VecDeque::new(),
             flying: VecDeque::new(),
+            slots: 0,
             ends: VecDeque::new(),
             pipe: Pipe::default(),
             used: QueueUse::default(),
@@ -90,6 +94,7 @@ impl Queue {
         self.catch_up(now);
         self.waiting.clear();
         self.flying.clear();
+        self.slots = 0;
         self.ends.clear();
         self.pipe = Pipe { free: now, rest: 0 };
     }
@@ -106,6 +111,7 @@ impl Queue {
             && command.end <= now
         {
             self.flying.pop_front();
+            self.slots -= command.slots;
             self.used.bytes += command.bytes;
             self.used.commands += 1;
             self.used.busy_ns += command.busy_ns;
@@ -132,10 +138,11 @@ impl Queue {
 
     /// Issues commands into free slots, one from each waiting job in turn.
     fn fill(&mut self, now: Instant) {
-        while self.flying.len() < self.speed.depth
+        while self.slots < self.speed.depth
             && let Some(mut job) = self.waiting.pop_front()
         {
-            let bytes = job.left.min(COMMAND_BYTES_MAX);
+            let bytes = job.left.min(self.speed.bytes_max(job.bytes));
+            let slots = bytes.div_ceil(SLOT_BYTES).max(1);
             job.left -= bytes;
             if job.left == 0 {
                 job.objects -= 1;
@@ -144,7 +151,8 @@ impl Queue {
             }
             let is_last = job.objects == 0;
             let (end, busy_ns) = self.pipe.carry(now, bytes, &self.speed);
-            self.flying.push_back(Command { end, job: job.id, bytes, busy_ns, is_last });
+            self.flying.push_back(Command { end, job: job.id, bytes, busy_ns, slots, is_last });
+            self.slots += slots;
             if is_last {
                 self.ends.push_back(end);
             } else {
@@ -184,13 +192,24 @@ impl DiskSpec {
 }
 
 impl Speed {
+    /// The largest command for objects of this size: a slot's worth, or more as long as eight fit into the queue.
+    fn bytes_max(&self, object: u64) -> u64 {
+        let most = (self.depth / QUEUE_COMMANDS).max(1) * SLOT_BYTES;
+        object.div_ceil(OBJECT_COMMANDS).clamp(SLOT_BYTES, most)
+    }
+
     fn new(bytes_per_second: u64, iops: u64, latency_ns: u64, depth: u32) -> Self {
         assert!(bytes_per_second > 0, "a disk without bandwidth");
         assert!(iops > 0, "a disk without IOPS");
         assert!(depth > 0, "a disk without queue depth");
-        Self { bytes_per_second, command_bytes: bytes_per_second.div_ceil(iops), latency_ns, depth: depth as usize }
+        Self { bytes_per_second, command_bytes: bytes_per_second.div_ceil(iops), latency_ns, depth: u64::from(depth) }
     }
 }
 
-/// Larger objects are several commands, as the block layer does it; so one large object does not hold up the others.
-const COMMAND_BYTES_MAX: u64 = 1 << 20;
+/// What one slot of the queue carries: the largest command of the block layer.
+const SLOT_BYTES: u64 = 1 << 20;
+/// Larger objects are several commands, so that one large object does not hold up the others; but no more than this
+/// many, each of which then takes several slots: the bytes under way are the same, for an eighth of the work at 64 MiB.
+const OBJECT_COMMANDS: u64 = 8;
+/// Commands that a full queue holds at least, so that none holds up the others for long.
+const QUEUE_COMMANDS: u64 = 8;

@@ -124,18 +124,27 @@ fn a_slower_spec_holds_for_commands_to_come() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// The model issues command after command with floats: each starts when the one `depth` before it has ended.
+    /// The model issues command after command with floats: each starts when those that have not ended leave a slot free.
     #[test]
     fn a_job_alone_follows_the_recursion_of_its_slots(
         bytes in 0_u64..300_000_000, ops in 1_u32..400, depth in 1_u32..40, rate in 1_000_000_u64..20_000_000_000,
     ) {
         let spec = DiskSpec { queue_depth: depth, read_bytes_per_second: rate, ..NVME };
         let mut ends: Vec<f64> = Vec::new();
+        let mut slots: Vec<u64> = Vec::new();
+        let mib = 1 << 20;
+        let most = (bytes / u64::from(ops)).div_ceil(8).clamp(mib, u64::from(depth / 8).max(1) * mib);
         for object in 0..u64::from(ops) {
             let mut left = bytes / u64::from(ops) + u64::from(object < bytes % u64::from(ops));
             loop {
-                let size = left.min(1 << 20);
-                let start = ends.len().checked_sub(depth as usize).map_or(0.0, |index| ends[index]);
+                let size = left.min(most);
+                let mut taken = 0;
+                let last = (0..ends.len()).rev().find(|index| {
+                    taken += slots[*index];
+                    taken >= u64::from(depth)
+                });
+                let start = last.map_or(0.0, |index| ends[index]);
+                slots.push(size.div_ceil(mib).max(1));
                 let pipe = ends.last().copied().unwrap_or(0.0);
                 let transfer = (size as f64 * 1e9 / rate as f64).max(1e9 / NVME.read_iops as f64);
                 ends.push((start + NVME.read_latency_ns as f64).max(pipe) + transfer);

@@ -65,8 +65,8 @@ impl Clock {
         let since = i128::from(self.since.0);
         let ahead = i128::from(shown.0) - i128::from(self.offset_ns) - since;
         let elapsed = (ahead * MILLION).div_euclid(MILLION + i128::from(self.ppm));
-        let mut when = Instant((since + elapsed).clamp(0, i128::from(u64::MAX)) as u64);
-        // The drift is rounded towards zero, so the quotient may be a nanosecond or two early.
+        // The drift is rounded towards zero, so the quotient may be a nanosecond or two off.
+        let mut when = Instant((since + elapsed - 2).clamp(0, i128::from(u64::MAX)) as u64);
         while self.shows(when) < shown && when.0 < u64::MAX {
             when = when.after_ns(1);
         }

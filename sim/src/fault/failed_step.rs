@@ -1,5 +1,5 @@
 //! A forward fails: out of memory, an uncorrectable ECC error, an illegal access. What it would have written is not
-//! there, what was there before is.
+//! there, what was there before is. Forwards that were issued behind it fail with it, as a stream in error does it.
 
 use serde::{Deserialize, Serialize};
 

@@ -323,6 +323,48 @@ impl Action {
         request.map(RequestId)
     }
 
+    /// False if it changes how long forwards take, when answers arrive or what time it is, so that the steps of a
+    /// worker that only decodes have to be taken one by one.
+    pub(crate) const fn is_between_steps(&self) -> bool {
+        match self {
+            Self::Partition(_)
+            | Self::Drop(_)
+            | Self::Duplicate(_)
+            | Self::Reorder(_)
+            | Self::Delay(_)
+            | Self::ClockSkew(_)
+            | Self::StuckGpu(_)
+            | Self::SlowGpu(_)
+            | Self::FailedStep(_) => false,
+            Self::Restart(_)
+            | Self::Crash(_)
+            | Self::SlowLink(_)
+            | Self::LinkFlap(_)
+            | Self::SetLink(_)
+            | Self::SlowDisk(_)
+            | Self::DiskFull(_)
+            | Self::DiskError(_)
+            | Self::TornWrite(_)
+            | Self::BitRot(_)
+            | Self::MisdirectedWrite(_)
+            | Self::StoreRemove(_)
+            | Self::StoreTear(_)
+            | Self::StoreWipe(_)
+            | Self::LostPeer(_)
+            | Self::BootstrapLate(_)
+            | Self::BootstrapRestart(_)
+            | Self::RouterRestart(_)
+            | Self::Cancel(_)
+            | Self::CancelAll(_)
+            | Self::Nonsense(_)
+            | Self::Flush(_)
+            | Self::AttachStorage(_)
+            | Self::DetachStorage(_)
+            | Self::ClearStorage(_)
+            | Self::Drain(_) => true,
+        }
+    }
+
     pub(crate) fn begin<M: Serve>(&self, world: &mut WorldOf<M>, line: u32) {
         each!(self, fault, order, control => fault.begin(world, line), order.give(control, world, line));
     }

@@ -86,12 +86,12 @@ impl Places {
         if index < count {
             return Ok(());
         }
-        let there = match count {
+        let message = match count {
             0 => format!("there is no {noun}"),
-            1 => format!("there is one, {noun} 0"),
-            count => format!("there are {count}, {noun} 0 to {}", count - 1),
+            1 => format!("there is no {noun} {index}; there is one, {noun} 0"),
+            count => format!("there is no {noun} {index}; there are {count}, {noun} 0 to {}", count - 1),
         };
-        Err(Wrong::new(key, format!("an event names {noun} {index}; {there}")))
+        Err(Wrong::new(key, message))
     }
 }
 

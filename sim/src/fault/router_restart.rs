@@ -40,6 +40,9 @@ impl Fault for RouterRestart {
         world.fabric.hits.add(line, 1);
         router.restart(line);
         let latency_ns = router.latency_ns;
+        if let Some(checks) = &mut world.checks {
+            checks.on_router_life();
+        }
         let live: Vec<_> = world.clients.live_requests().collect();
         for request in live {
             for worker in world.clients.open_legs(request) {

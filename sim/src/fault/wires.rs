@@ -130,6 +130,7 @@ impl<M: Serve> WorldOf<M> {
 
     /// No push gets from one worker to another any more; those on their way fail.
     pub(super) fn block(&mut self, from: u32, to: u32) {
+        self.land(from);
         *self.fabric.blocked.entry((from, to)).or_default() += 1;
         self.nodes[from as usize].lanes.cut(self.now, to, &mut self.fabric);
         if self.nodes[from as usize].pump.is_some() {

@@ -13,11 +13,13 @@
 
 use std::collections::VecDeque;
 
+use pd_core::batch::{Batch, Sampled};
 use pd_core::cost::Load;
-use pd_core::op::{Fault, Outcome, Run};
+use pd_core::id::RequestId;
+use pd_core::op::{Fault, Outcome};
 use pd_core::time::Instant;
 
-use super::{Fabric, Lanes, Mark, Op, Work};
+use super::{Fabric, Lanes, Mark, Work};
 use crate::fault::Speed;
 use crate::setup::StepCost;
 
@@ -26,13 +28,13 @@ use crate::setup::StepCost;
 pub(super) struct Compute {
     /// Forwards in order; the first `planned` have a start.
     pub(super) queue: VecDeque<u64>,
-    planned: usize,
+    pub(super) planned: usize,
     /// When the host is done with the latest forward.
-    cpu_free: Instant,
+    pub(super) cpu_free: Instant,
     /// When the device is done with the latest planned forward; not known while `is_streaming`.
-    gpu_free: Instant,
+    pub(super) gpu_free: Instant,
     /// The latest planned forward waits for layers.
-    is_streaming: bool,
+    pub(super) is_streaming: bool,
     /// The device stands still until then; nothing starts before.
     stuck_until: Instant,
     /// The line of the script that it stands still for.
@@ -41,28 +43,41 @@ pub(super) struct Compute {
     slow: Vec<(u32, Speed)>,
     /// Lines of the script that make a forward fail, one entry for each.
     failing: VecDeque<u32>,
+    /// Forwards that were issued behind one that failed and fail with it.
+    behind_failed: usize,
 }
 
 /// One forward.
 #[derive(Debug)]
 pub(super) struct Pass {
-    runs: Vec<Run>,
-    gpu_ns: u64,
+    pub(super) batch: Box<Batch>,
+    pub(super) gpu_ns: u64,
     /// When the host is done with it.
-    cpu_ready: Instant,
-    gpu_start: Instant,
-    /// When it ends; known once it is timed.
-    end: Instant,
-    state: State,
+    pub(super) cpu_ready: Instant,
+    pub(super) gpu_start: Instant,
+    /// When the device is done with it, once known.
+    pub(super) end: Instant,
+    pub(super) state: State,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum State {
+pub(super) enum State {
     Waiting,
     /// On the device, but the end depends on layers that have not arrived.
     Streaming,
     /// The end is known.
     Timed,
+}
+
+impl Pass {
+    /// When the device began with it, if it has.
+    pub(super) fn began(&self, now: Instant) -> Option<Instant> {
+        (self.state != State::Waiting && self.gpu_start <= now).then_some(self.gpu_start)
+    }
+
+    pub(super) fn names(&self, request: RequestId) -> bool {
+        self.batch.runs().iter().any(|run| run.request == request)
+    }
 }
 
 impl Lanes {
@@ -91,15 +106,15 @@ impl Lanes {
         self.compute.failing.extend((0..count).map(|_| line));
     }
 
-    pub(super) fn new_pass(&mut self, now: Instant, runs: Vec<Run>, fabric: &mut Fabric) -> Pass {
-        let (mut gpu_ns, cpu_ns) = self.price(&runs);
+    pub(super) fn new_pass(&mut self, now: Instant, batch: Box<Batch>, fabric: &mut Fabric) -> Pass {
+        let (mut gpu_ns, cpu_ns) = self.price(&batch);
         for (line, speed) in &self.compute.slow {
             gpu_ns = speed.time(gpu_ns);
             fabric.hits.add(*line, 1);
         }
         let cpu_ready = now.max(self.compute.cpu_free).after_ns(cpu_ns);
         self.compute.cpu_free = cpu_ready;
-        Pass { runs, gpu_ns, cpu_ready, gpu_start: Instant::ZERO, end: Instant::ZERO, state: State::Waiting }
+        Pass { batch, gpu_ns, cpu_ready, gpu_start: Instant::ZERO, end: Instant::ZERO, state: State::Waiting }
     }
 
     /// Gives a start to each forward that can have one.
@@ -126,6 +141,9 @@ impl Lanes {
             let Work::Forward(pass) = &mut op.work else { unreachable!("the compute queue holds forwards") };
             pass.gpu_start = gpu_free.max(pass.cpu_ready).max(ready_at).max(now);
             let (gpu_start, gpu_ns) = (pass.gpu_start, pass.gpu_ns);
+            if is_streaming {
+                pass.state = State::Streaming;
+            }
             if self.compute.stuck_until > now {
                 fabric.hits.add(self.compute.stuck_line, 1);
             }
@@ -133,7 +151,6 @@ impl Lanes {
             self.compute.planned += 1;
             if is_streaming {
                 self.compute.is_streaming = true;
-                pass_state(self.op(seq), State::Streaming);
             } else {
                 self.set_end(seq, gpu_start, gpu_ns, floor, fabric);
             }
@@ -165,28 +182,33 @@ impl Lanes {
         let Work::Forward(pass) = &mut self.op(seq).work else { unreachable!("this operation is a forward") };
         if now < pass.end {
             // The device has stood still since the end was known.
-            fabric.heap.push(pass.end, Mark::Timer(place));
+            fabric.heap.push_first(pass.end, place.key(), Mark::Forward(place));
             return;
         }
         assert!(self.compute.queue.pop_front() == Some(seq), "forwards end in order");
         self.compute.planned -= 1;
-        if let Some(line) = self.compute.failing.pop_front() {
+        // What was issued before the failure was known has read what the failed one should have written.
+        let is_behind = self.compute.behind_failed > 0;
+        self.compute.behind_failed = self.compute.behind_failed.saturating_sub(1);
+        let line = if is_behind { None } else { self.compute.failing.pop_front() };
+        if let Some(line) = line {
             fabric.hits.add(line, 1);
+            self.compute.behind_failed = self.compute.queue.len();
+        }
+        if is_behind || line.is_some() {
             self.fail(now, seq, Fault::Device, fabric);
             self.plan_compute(now, fabric);
             return;
         }
         let node = self.spec.node;
         let Work::Forward(pass) = &mut self.op(seq).work else { unreachable!("this operation is a forward") };
-        let runs = std::mem::take(&mut pass.runs);
+        let mut batch = std::mem::take(&mut pass.batch);
         if let Some(memory) = &mut fabric.memory {
-            memory.forward(now, node, &runs);
+            memory.forward(now, node, &batch, |request| self.names(request));
         }
-        let mut tokens = Vec::with_capacity(runs.len());
-        tokens
-            .extend(runs.iter().filter(|run| run.sample).map(|run| fabric.answer(run.request, run.start + run.count)));
+        batch.sample(|run| fabric.answer(run.request, run.start + run.count));
         self.use_.forwards += 1;
-        self.finish(now, seq, Outcome::Sampled(tokens), fabric);
+        self.finish(now, seq, Outcome::Sampled(Sampled(batch)), fabric);
         self.plan_compute(now, fabric);
     }
 
@@ -195,33 +217,30 @@ impl Lanes {
         self.compute.gpu_free = end;
         self.use_.forward_busy_ns += gpu_ns;
         self.use_.forward_stall_ns += end.ns_since(gpu_start) - gpu_ns;
+        let place = self.place(seq);
         let Work::Forward(pass) = &mut self.op(seq).work else { unreachable!("the compute queue holds forwards") };
-        (pass.state, pass.end) = (State::Timed, end);
-        fabric.heap.push(end, Mark::Timer(self.place(seq)));
+        pass.state = State::Timed;
+        pass.end = end;
+        fabric.heap.push_first(end, place.key(), Mark::Forward(place));
     }
 
-    fn price(&self, runs: &[Run]) -> (u64, u64) {
+    fn price(&self, batch: &Batch) -> (u64, u64) {
         match self.spec.step {
             StepCost::Fixed { gpu_ns, cpu_ns } => (gpu_ns, cpu_ns),
             StepCost::Model => {
                 let mut load = Load::new();
-                for run in runs {
+                for run in batch.runs() {
                     if run.count == 1 && run.sample {
                         load.decode(u64::from(run.start) + 1);
                     } else {
                         load.prefill(&self.spec.cost, u64::from(run.start), u64::from(run.count));
                         load.logits(u64::from(run.sample));
                     }
-                    load.touches(run.pages.len() as u64);
+                    load.touches(u64::from(run.pages_count()));
                 }
                 let forward = self.spec.cost.forward(&load);
                 (forward.gpu_ns, forward.cpu_ns)
             }
         }
     }
-}
-
-fn pass_state(op: &mut Op, state: State) {
-    let Work::Forward(pass) = &mut op.work else { unreachable!("the compute queue holds forwards") };
-    pass.state = state;
 }

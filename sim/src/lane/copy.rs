@@ -10,7 +10,7 @@ use pd_core::id::{GpuPage, HostPage};
 use pd_core::op::{Fault, LaneKind, Outcome};
 use pd_core::time::Instant;
 
-use super::fabric::{rate, setup_ns};
+use super::fabric::rate;
 use super::{Fabric, Lanes, Work};
 use crate::link::{FlowSpec, Path};
 use crate::memory::{Cell, Tag};
@@ -27,6 +27,7 @@ pub(super) struct Copies {
 #[derive(Debug)]
 pub(super) struct Copy {
     pages: Pages,
+    pub(super) begun: Option<Instant>,
     /// Bytes of the second flow.
     rest: u64,
     /// What the sources held at the start; empty unless contents are checked.
@@ -41,11 +42,11 @@ enum Pages {
 
 impl Copy {
     pub(super) const fn load_back(pages: Vec<(HostPage, GpuPage)>) -> Self {
-        Self { pages: Pages::In(pages), rest: 0, before: Vec::new() }
+        Self { pages: Pages::In(pages), begun: None, rest: 0, before: Vec::new() }
     }
 
     pub(super) const fn backup(pages: Vec<(GpuPage, HostPage)>) -> Self {
-        Self { pages: Pages::Out(pages), rest: 0, before: Vec::new() }
+        Self { pages: Pages::Out(pages), begun: None, rest: 0, before: Vec::new() }
     }
 
     pub(super) const fn is_load_back(&self) -> bool {
@@ -99,8 +100,10 @@ impl Lanes {
         let lane = if copy.is_load_back() { LaneKind::CopyIn } else { LaneKind::CopyOut };
         let rest = std::mem::take(&mut copy.rest);
         if rest > 0 {
+            let pages = copy.count();
             let (path, cost) = self.way(lane);
-            fabric.start(now, self.place(seq), FlowSpec { path, bytes: rest, setup_ns: 0, rate_max: rate(&cost) });
+            let rate_max = rate(&cost, pages * self.spec.page_bytes, pages);
+            fabric.start(now, self.place(seq), FlowSpec { path, bytes: rest, setup_ns: 0, rate_max });
             self.announce_first(now, seq, now, fabric);
             return;
         }
@@ -118,6 +121,7 @@ impl Lanes {
     fn begin_copy(&mut self, now: Instant, seq: u64, fabric: &mut Fabric) {
         let (node, layers, page_bytes) = (self.spec.node, self.spec.layers, self.spec.page_bytes);
         let copy = self.copy(seq);
+        copy.begun = Some(now);
         if let Some(memory) = &mut fabric.memory {
             copy.before = memory.copying(&copy.cells(node));
         }
@@ -128,8 +132,8 @@ impl Lanes {
         };
         copy.rest = bytes - first;
         let (path, cost) = self.way(lane);
-        let setup_ns = setup_ns(&cost, pages);
-        fabric.start(now, self.place(seq), FlowSpec { path, bytes: first, setup_ns, rate_max: rate(&cost) });
+        let rate_max = rate(&cost, bytes, pages);
+        fabric.start(now, self.place(seq), FlowSpec { path, bytes: first, setup_ns: cost.setup_ns(pages), rate_max });
     }
 
     fn copy(&mut self, seq: u64) -> &mut Copy {

@@ -14,6 +14,7 @@ use crate::fault::{Hits, StoreFaults};
 use crate::heap::Heap;
 use crate::link::{FlowId, FlowSpec, LinkId, Links, Path};
 use crate::memory::Memory;
+use crate::observe::Activity;
 use crate::setup::Answer;
 use crate::store::Store;
 
@@ -42,6 +43,8 @@ pub struct Fabric {
     pub(crate) hits: Hits,
     pub(crate) answer: Answer,
     pub(crate) wires: Vec<WireEnd>,
+    /// What has ended since the world last looked, if somebody watches.
+    pub(crate) activities: Option<Vec<Activity>>,
     flows: BTreeMap<FlowId, Place>,
 }
 
@@ -50,6 +53,15 @@ pub struct Fabric {
 pub enum Mark {
     /// A lane's timer.
     Timer(Place),
+    /// The end of a forward. Comes before everything else of its instant but links and disks.
+    Forward(Place),
+    /// The end of the plan of a worker that coasts.
+    Coast {
+        /// Whose.
+        node: u32,
+        /// Which plan.
+        plan: u64,
+    },
     /// A machine's deadline.
     Tick {
         /// Whose.
@@ -135,6 +147,13 @@ pub struct Place {
     pub seq: u64,
 }
 
+impl Place {
+    /// Orders the ends of forwards of one instant: by worker, then by start.
+    pub(crate) const fn key(self) -> u64 {
+        (self.node as u64) << 32 | (self.seq & 0xffff_ffff)
+    }
+}
+
 /// Where the answer to a request begins, and what it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Text {
@@ -212,6 +231,7 @@ impl Fabric {
             hits: Hits::default(),
             answer,
             wires: Vec::new(),
+            activities: None,
             flows: BTreeMap::new(),
         }
     }
@@ -264,7 +284,7 @@ impl Fabric {
 
     /// The token at `position` of a request's sequence.
     #[inline]
-    pub(super) fn answer(&self, request: RequestId, position: u32) -> Token {
+    pub(crate) fn answer(&self, request: RequestId, position: u32) -> Token {
         let text = self.texts.get(request.0 as usize).copied().unwrap_or_default();
         (self.answer)(text.seed, position.saturating_sub(text.prompt))
     }
@@ -278,13 +298,8 @@ impl Depot {
     }
 }
 
-/// Time before the first byte moves.
-pub(super) fn setup_ns(cost: &LinkCost, descriptors: u64) -> u64 {
-    cost.time_ns(0, descriptors)
-}
-
-/// The most that one flow gets.
+/// The most that the flows of one transfer get.
 #[expect(clippy::unnecessary_wraps, reason = "the form that FlowSpec wants")]
-pub(super) fn rate(cost: &LinkCost) -> Option<u64> {
-    Some(cost.bytes_per_second.get())
+pub(super) fn rate(cost: &LinkCost, bytes: u64, descriptors: u64) -> Option<u64> {
+    Some(cost.rate(bytes, descriptors))
 }

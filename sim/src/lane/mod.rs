@@ -6,7 +6,7 @@
 //! ```text
 //!             load back   |1|2|3|...|L|                one flow for layer 1, one for the rest
 //!             forward        |  1  |  2  | ... | L |   starts with layer 1, ends no earlier than load end + T/L
-//!             push                 |1|2|...        |L| starts with layer 1, its last 1/L not before the forward's end
+//!             push                 |1|2|...         |L| starts with layer 1, its last 1/L posted behind the forward's end
 //! ```
 //!
 //! 1. Exactly one completion per start, never from inside `start` (it is queued).
@@ -15,6 +15,7 @@
 //! 4. Overlap is two numbers per command, when its first layer is there and when it has ended. There is no event per
 //!    layer or page.
 
+mod coast;
 mod compute;
 mod copy;
 mod fabric;
@@ -28,10 +29,11 @@ mod wire;
 use std::collections::{BTreeSet, VecDeque};
 
 use pd_core::cost::{Cost, LinkCost};
-use pd_core::id::{Epoch, OpId, PageKey};
+use pd_core::id::{Epoch, OpId, PageKey, RequestId};
 use pd_core::op::{Command, Fault, LaneKind, Outcome};
 use pd_core::time::Instant;
 
+pub(crate) use self::coast::Plan;
 use self::compute::{Compute, Pass};
 use self::copy::{Copies, Copy};
 pub use self::fabric::{Depot, Fabric, Letter, Mark, Place, Text, Transfer};
@@ -39,6 +41,7 @@ pub(crate) use self::fabric::{Way, WireEnd};
 use self::storage::StorageJob;
 use self::wire::Pushing;
 use crate::link::Path;
+use crate::observe::{Activity, Ending};
 use crate::setup::StepCost;
 
 /// What the lanes of a worker have to know about it.
@@ -130,6 +133,22 @@ struct Dependant {
     is_waiting: bool,
 }
 
+impl Op {
+    /// An operation that waits for nothing.
+    const fn new(work: Work, now: Instant) -> Self {
+        Self {
+            work,
+            waiting: 0,
+            tail: 0,
+            is_doomed: false,
+            ready_at: now,
+            floor: Instant::ZERO,
+            first_at: None,
+            dependants: Vec::new(),
+        }
+    }
+}
+
 impl Lanes {
     /// Idle lanes of a new life.
     #[must_use]
@@ -156,21 +175,12 @@ impl Lanes {
         assert!(op.epoch == self.epoch, "{op:?} is of another life than {}", self.epoch);
         assert!(op.seq == self.base + self.ring.len() as u64, "{op:?} is not the next operation");
         let lane = command.lane();
-        let mut entry = Op {
-            work: Work::Over { is_ok: true },
-            waiting: 0,
-            tail: 0,
-            is_doomed: false,
-            ready_at: now,
-            floor: Instant::ZERO,
-            first_at: None,
-            dependants: Vec::new(),
-        };
+        let mut entry = Op::new(Work::Over { is_ok: true }, now);
         for prior in after {
             self.depend(op.seq, lane, *prior, &mut entry);
         }
         entry.work = match command {
-            Command::Forward(runs) => Work::Forward(self.new_pass(now, runs, fabric)),
+            Command::Forward(batch) => Work::Forward(self.new_pass(now, batch, fabric)),
             Command::LoadBack(pages) => Work::Copy(Copy::load_back(pages)),
             Command::Backup(pages) => Work::Copy(Copy::backup(pages)),
             Command::Push(push) => Work::Push(Box::new(Pushing::new(now, *push))),
@@ -237,8 +247,16 @@ impl Lanes {
         self.finished.pop_front()
     }
 
+    /// True if a forward in flight computes for a request.
+    pub(crate) fn names(&self, request: RequestId) -> bool {
+        self.ring.iter().any(|op| matches!(&op.work, Work::Forward(pass) if pass.names(request)))
+    }
+
     /// The life is over: nothing of it happens any more.
     pub fn stop(&mut self, now: Instant, fabric: &mut Fabric) {
+        for index in 0..self.ring.len() {
+            self.tell(now, index, Ending::Cut, fabric);
+        }
         fabric.forget(now, self.spec.node);
     }
 
@@ -310,6 +328,14 @@ impl Lanes {
     fn finish(&mut self, now: Instant, seq: u64, outcome: Outcome, fabric: &mut Fabric) {
         let index = self.find(seq).expect("an operation ends once");
         let is_ok = !matches!(outcome, Outcome::Failed(_));
+        if fabric.activities.is_some() {
+            let ending = match outcome {
+                Outcome::Failed(_) => Ending::Failed,
+                Outcome::Partly(_) => Ending::Partly,
+                Outcome::Moved | Outcome::Sampled(_) | Outcome::Found(_) | Outcome::Scanned { .. } => Ending::Done,
+            };
+            self.tell(now, index, ending, fabric);
+        }
         let op = &mut self.ring[index];
         op.work = Work::Over { is_ok };
         let dependants = std::mem::take(&mut op.dependants);
@@ -317,10 +343,7 @@ impl Lanes {
             self.failed.insert(seq);
         }
         self.finished.push_back((OpId { epoch: self.epoch, seq }, outcome));
-        while let Some(Op { work: Work::Over { .. }, .. }) = self.ring.front() {
-            self.ring.pop_front();
-            self.base += 1;
-        }
+        self.trim();
         for dependant in dependants {
             let Some(index) = self.find(dependant.seq) else { continue };
             let op = &mut self.ring[index];
@@ -330,6 +353,36 @@ impl Lanes {
             op.floor = op.floor.max(now);
             self.resume(now, dependant.seq, fabric);
         }
+    }
+
+    /// Forgets the oldest operations as far as they are over.
+    fn trim(&mut self) {
+        while let Some(Op { work: Work::Over { .. }, .. }) = self.ring.front() {
+            self.ring.pop_front();
+            self.base += 1;
+        }
+    }
+
+    /// Tells those who watch when an operation was on its device.
+    fn tell(&self, now: Instant, index: usize, ending: Ending, fabric: &mut Fabric) {
+        let Some(activities) = &mut fabric.activities else { return };
+        let (lane, began) = match &self.ring[index].work {
+            Work::Forward(pass) => (LaneKind::Compute, pass.began(now)),
+            Work::Copy(copy) => (if copy.is_load_back() { LaneKind::CopyIn } else { LaneKind::CopyOut }, copy.begun),
+            Work::Push(pushing) => (LaneKind::Wire, pushing.begun),
+            Work::Storage(job) => (LaneKind::Storage, job.begun),
+            Work::Over { .. } => return,
+        };
+        let op = OpId { epoch: self.epoch, seq: self.base + index as u64 };
+        activities.push(Activity {
+            worker: self.spec.node,
+            op,
+            lane,
+            page_bytes: self.spec.page_bytes,
+            began,
+            ended: now,
+            ending,
+        });
     }
 
     fn fail(&mut self, now: Instant, seq: u64, fault: Fault, fabric: &mut Fabric) {

@@ -18,6 +18,7 @@ use crate::store::StoreFault;
 pub(super) struct StorageJob {
     command: Command,
     stage: Stage,
+    pub(super) begun: Option<Instant>,
     failed: Vec<(u32, Fault)>,
     /// What the sources held at the start; empty unless contents are checked.
     before: Vec<Tag>,
@@ -34,7 +35,7 @@ enum Stage {
 
 impl StorageJob {
     pub(super) const fn new(command: Command) -> Self {
-        Self { command, stage: Stage::Waiting, failed: Vec::new(), before: Vec::new() }
+        Self { command, stage: Stage::Waiting, begun: None, failed: Vec::new(), before: Vec::new() }
     }
 }
 
@@ -101,7 +102,7 @@ impl Lanes {
                     let fails = depot.faults.fails_read(&mut fabric.hits);
                     let found = if fails { Err(Fault::Io) } else { read(depot, object.key, root) };
                     if let Some(memory) = &mut fabric.memory {
-                        memory.fetched(Cell::host(node, object.page), found.ok());
+                        memory.delivered(now, Cell::host(node, object.page), object.key, found.ok());
                     }
                     failed.extend(found.err().map(|fault| (at, fault)));
                 }
@@ -142,6 +143,7 @@ impl Lanes {
         let (node, root, page_bytes, place) = (self.spec.node, self.spec.root, self.spec.page_bytes, self.place(seq));
         let job = self.job(seq);
         job.stage = Stage::Moving;
+        job.begun = Some(now);
         let depot = &mut fabric.depots[store];
         let latency = match &job.command {
             Command::Prefetch(objects) => {

@@ -3,8 +3,9 @@
 
 use std::num::NonZeroU64;
 
+use pd_core::batch::{Batch, Run};
 use pd_core::id::{Generation, GpuPage, HostPage, RequestId, Room, WorkerId};
-use pd_core::op::{Push, Run};
+use pd_core::op::Push;
 
 use super::*;
 use crate::link::LinkId;
@@ -29,6 +30,7 @@ pub(super) fn cost() -> LinkCost {
     LinkCost {
         request_ns: SETUP,
         descriptor_ps: 0,
+        descriptors_ahead: 0,
         bytes_per_second: NonZeroU64::new(1_000_000_000).expect("a rate"),
         latency_ns: 0,
     }
@@ -126,8 +128,9 @@ impl Bench {
 }
 
 fn forward() -> Command {
-    let run = Run { request: RequestId(0), start: 0, count: 4, sample: true, table_from: 0, pages: vec![GpuPage(0)] };
-    Command::Forward(vec![run])
+    let mut batch = Box::<Batch>::default();
+    batch.push(Run::new(RequestId(0), 0, 4, true, 0), &[GpuPage(0)]);
+    Command::Forward(batch)
 }
 
 fn load_back(pages: u32) -> Command {
@@ -155,7 +158,7 @@ fn a_forward_on_an_idle_device_takes_host_then_device_time() {
     let op = bench.start(0, &[], forward());
     bench.all();
     assert_eq!(bench.end(0, op).0, CPU + GPU);
-    assert!(matches!(bench.end(0, op).1, Outcome::Sampled(tokens) if tokens.len() == 1));
+    assert!(matches!(bench.end(0, op).1, Outcome::Sampled(sampled) if sampled.tokens().len() == 1));
 }
 
 #[test]
@@ -209,12 +212,12 @@ fn a_forward_behind_a_streaming_one_starts_when_that_has_ended() {
 }
 
 #[test]
-fn a_short_push_behind_a_forward_ends_one_share_after_it() {
+fn a_short_push_behind_a_forward_posts_and_moves_one_share_after_it() {
     let mut bench = Bench::new(2);
     let op = bench.start(0, &[], forward());
     let push = bench.start(0, &[op], push(1, 4));
     bench.all();
-    assert_eq!(bench.end(0, push).0, bench.end(0, op).0 + 4 * PAGE / LAYERS);
+    assert_eq!(bench.end(0, push).0, bench.end(0, op).0 + SETUP + 4 * PAGE / LAYERS);
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! The wire lane: pages to the L1 of peers, over the NICs of two machines or the NVLink of one.
 //!
 //! A push behind a forward (or a load back) starts when the first layer is there and keeps the last layer's share of its
-//! bytes back until all layers are: two flows, so its end is right under contention too.
+//! bytes back until all layers are: two flows, so its end is right under contention too. Both are posted: the last layer
+//! cannot be before it is there, so its request, its descriptors and the latency come behind the forward, unhidden.
 
 use pd_core::op::{Fault, Outcome, Push};
 use pd_core::time::Instant;
 
-use super::fabric::{Transfer, rate, setup_ns};
+use super::fabric::{Transfer, rate};
 use super::{Fabric, Lanes, Mark, Work};
 use crate::link::{FlowId, FlowSpec};
 use crate::memory::{Cell, Tag};
@@ -16,7 +17,7 @@ use crate::memory::{Cell, Tag};
 pub(super) struct Pushing {
     push: Push,
     issued: Instant,
-    begun: Option<Instant>,
+    pub(super) begun: Option<Instant>,
     /// A timer is set for the first layer.
     is_timed: bool,
     flow: Option<FlowId>,
@@ -29,6 +30,11 @@ pub(super) struct Pushing {
 impl Pushing {
     pub(super) const fn new(issued: Instant, push: Push) -> Self {
         Self { push, issued, begun: None, is_timed: false, flow: None, rest: 0, before: Vec::new() }
+    }
+
+    /// Contiguous pieces of all pages.
+    fn descriptors(&self) -> u64 {
+        self.push.pages.len() as u64 * u64::from(self.push.pieces.max(1))
     }
 
     fn cells(&self, node: u32) -> Vec<(Cell, Cell)> {
@@ -106,17 +112,20 @@ impl Lanes {
         let bytes = pages * page_bytes;
         let rest = if is_layered { bytes / layers } else { 0 };
         let (path, cost) = fabric.way(node, pushing.push.to.0);
-        let setup_ns = setup_ns(&cost, pages * u64::from(pushing.push.pieces.max(1)));
+        let descriptors = pushing.descriptors();
+        let setup_ns = cost.setup_ns(descriptors);
+        let rate_max = rate(&cost, bytes, descriptors);
         pushing.begun = Some(now);
         pushing.rest = rest;
-        pushing.flow =
-            Some(fabric.start(now, place, FlowSpec { path, bytes: bytes - rest, setup_ns, rate_max: rate(&cost) }));
+        pushing.flow = Some(fabric.start(now, place, FlowSpec { path, bytes: bytes - rest, setup_ns, rate_max }));
     }
 
     /// Sends the last layer once it is there, or ends the push.
     fn push_rest(&mut self, now: Instant, seq: u64, fabric: &mut Fabric) {
-        let (node, page_bytes, place) = (self.spec.node, self.spec.page_bytes, self.place(seq));
-        let tail = self.op(seq).tail;
+        let (node, page_bytes, layers) = (self.spec.node, self.spec.page_bytes, self.spec.layers);
+        let place = self.place(seq);
+        let op = self.op(seq);
+        let (tail, floor) = (op.tail, op.floor);
         let pushing = self.pushing(seq);
         if pushing.flow.is_some() || tail > 0 {
             return;
@@ -124,7 +133,12 @@ impl Lanes {
         let bytes = std::mem::take(&mut pushing.rest);
         if bytes > 0 {
             let (path, cost) = fabric.way(node, pushing.push.to.0);
-            pushing.flow = Some(fabric.start(now, place, FlowSpec { path, bytes, setup_ns: 0, rate_max: rate(&cost) }));
+            let whole = pushing.push.pages.len() as u64 * page_bytes;
+            let descriptors = pushing.descriptors();
+            let rate_max = rate(&cost, whole, descriptors);
+            // Posted when it was there, perhaps while the other layers were still on their way.
+            let setup_ns = floor.after_ns(cost.setup_ns(descriptors.div_ceil(layers))).ns_since(now);
+            pushing.flow = Some(fabric.start(now, place, FlowSpec { path, bytes, setup_ns, rate_max }));
             return;
         }
         if let Some(memory) = &mut fabric.memory {

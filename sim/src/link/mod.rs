@@ -45,6 +45,8 @@ pub struct Links {
     changed_at: Instant,
     started: u64,
     round: u64,
+    /// Links whose flows have changed since their rates were told, while somebody watches.
+    watched: Option<Vec<u32>>,
 }
 
 /// Names a link of one [`Links`].
@@ -116,6 +118,9 @@ impl Links {
         real.carried_max += u128::from(real.rate) * u128::from(now.ns_since(real.rate_since));
         real.rate_since = now;
         real.rate = bytes_per_second;
+        if let Some(watched) = &mut self.watched {
+            watched.push(link.0);
+        }
         if !real.flows.is_empty() {
             self.changed.push(link.0);
             self.changed_at = now;
@@ -236,6 +241,23 @@ impl Links {
         LinkUse { bytes: whole(carried), bytes_max: whole(link.carried_max + open), busy_ns: link.busy_ns + busy }
     }
 
+    /// From here on, [`take_changes`](Self::take_changes) has something to tell.
+    pub fn watch(&mut self) {
+        self.watched.get_or_insert_default();
+    }
+
+    /// Calls `told` with each link whose rate may have changed since the last call: what it carries, and what it could.
+    pub fn take_changes(&mut self, mut told: impl FnMut(LinkId, u64, u64)) {
+        let Some(mut watched) = self.watched.take() else { return };
+        watched.sort_unstable();
+        watched.dedup();
+        for link in watched.drain(..) {
+            let Link { flows, rate, .. } = &self.links[link as usize];
+            told(LinkId(link), flows.iter().map(|id| self.flows[id.slot as usize].rate).sum(), *rate);
+        }
+        self.watched = Some(watched);
+    }
+
     /// Recounts that no link is over its rate and that each moving flow is held back by a full link or by itself.
     ///
     /// # Panics
@@ -316,6 +338,7 @@ impl Links {
             return;
         }
         self.settle(now, id);
+        self.note(id);
         let flow = &mut self.flows[id.slot as usize];
         flow.rate = rate;
         self.queue.update(id.slot, flow.end());
@@ -329,6 +352,13 @@ impl Links {
         flow.since = now;
         for link in flow.path.iter() {
             self.links[link.0 as usize].carried += progress;
+        }
+    }
+
+    /// The rates of the links of a flow change.
+    fn note(&mut self, id: FlowId) {
+        if let Some(watched) = &mut self.watched {
+            watched.extend(self.flows[id.slot as usize].path.iter().map(|link| link.0));
         }
     }
 
@@ -352,6 +382,7 @@ impl Links {
 
     fn leave(&mut self, now: Instant, id: FlowId) {
         self.settle(now, id);
+        self.note(id);
         for link in self.flows[id.slot as usize].path.iter() {
             let real = &mut self.links[link.0 as usize];
             let place = real.flows.binary_search(&id).expect("a moving flow is on its links");

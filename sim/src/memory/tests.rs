@@ -1,5 +1,7 @@
 //! The content checker sees each mistake that it is there for.
 
+use pd_core::batch::Run;
+
 use super::*;
 
 const ROOT: PageKey = PageKey(5);
@@ -13,18 +15,20 @@ fn memory() -> Memory {
     memory
 }
 
-fn run(start: u32, count: u32, table_from: u32, pages: &[u32]) -> Run {
-    let pages = pages.iter().copied().map(GpuPage).collect();
-    Run { request: RequestId(0), start, count, sample: true, table_from, pages }
+fn run(start: u32, count: u32, table_from: u32, pages: &[u32]) -> Batch {
+    let pages: Vec<_> = pages.iter().copied().map(GpuPage).collect();
+    let mut batch = Batch::default();
+    batch.push(Run::new(RequestId(0), start, count, true, table_from), &pages);
+    batch
 }
 
 #[test]
 fn an_answer_fills_the_page_that_its_prompt_began() {
     let mut memory = memory();
-    memory.forward(Instant(1), 0, &[run(0, 6, 0, &[2, 5])]);
-    memory.forward(Instant(2), 0, &[run(6, 1, 2, &[])]);
-    memory.forward(Instant(3), 0, &[run(7, 1, 2, &[])]);
-    memory.forward(Instant(4), 0, &[run(8, 1, 2, &[1])]);
+    memory.forward(Instant(1), 0, &run(0, 6, 0, &[2, 5]), |_| false);
+    memory.forward(Instant(2), 0, &run(6, 1, 2, &[]), |_| false);
+    memory.forward(Instant(3), 0, &run(7, 1, 2, &[]), |_| false);
+    memory.forward(Instant(4), 0, &run(8, 1, 2, &[1]), |_| false);
     assert_eq!(memory.violations(), []);
     let tokens = [4, 5, 3000, 3001].map(Token);
     let keys = pd_core::key::page_keys(ROOT, 4, &[0, 1, 2, 3].map(Token));
@@ -34,16 +38,16 @@ fn an_answer_fills_the_page_that_its_prompt_began() {
 #[test]
 fn reading_a_half_filled_page_is_a_violation() {
     let mut memory = memory();
-    memory.forward(Instant(1), 0, &[run(0, 5, 0, &[2, 5])]);
-    memory.forward(Instant(2), 0, &[run(6, 1, 2, &[])]);
+    memory.forward(Instant(1), 0, &run(0, 5, 0, &[2, 5]), |_| false);
+    memory.forward(Instant(2), 0, &run(6, 1, 2, &[]), |_| false);
     assert_eq!(memory.violations().len(), 1);
-    assert_eq!(memory.violations()[0].page, 1);
+    assert_eq!(memory.violations()[0].page, Some(1));
 }
 
 #[test]
 fn a_source_that_changes_under_a_copy_is_a_violation() {
     let mut memory = memory();
-    memory.forward(Instant(1), 0, &[run(0, 6, 0, &[2, 5])]);
+    memory.forward(Instant(1), 0, &run(0, 6, 0, &[2, 5]), |_| false);
     let cells = [(Cell::gpu(0, GpuPage(2)), Cell::host(0, HostPage(0)))];
     let before = memory.copying(&cells);
     memory.fetched(Cell::gpu(0, GpuPage(2)), Some(PageKey(9)));
@@ -54,7 +58,7 @@ fn a_source_that_changes_under_a_copy_is_a_violation() {
 #[test]
 fn a_destination_that_two_write_is_a_violation() {
     let mut memory = memory();
-    memory.forward(Instant(1), 0, &[run(0, 6, 0, &[2, 5])]);
+    memory.forward(Instant(1), 0, &run(0, 6, 0, &[2, 5]), |_| false);
     let cells = [(Cell::gpu(0, GpuPage(2)), Cell::host(0, HostPage(0)))];
     let (one, two) = (memory.copying(&cells), memory.copying(&cells));
     memory.copied(Instant(2), &cells, &one);
@@ -74,7 +78,7 @@ fn a_copy_of_a_page_that_holds_nothing_is_a_violation() {
 #[test]
 fn what_is_stored_under_a_wrong_key_is_noticed_and_kept_as_what_it_is() {
     let mut memory = memory();
-    memory.forward(Instant(1), 0, &[run(0, 6, 0, &[2, 5])]);
+    memory.forward(Instant(1), 0, &run(0, 6, 0, &[2, 5]), |_| false);
     let cells = [(Cell::gpu(0, GpuPage(2)), Cell::host(0, HostPage(0)))];
     let before = memory.copying(&cells);
     memory.copied(Instant(2), &cells, &before);

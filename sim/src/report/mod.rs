@@ -1,8 +1,15 @@
 //! What a run has shown, twice: flat values by name (for gates and `--json`) and a page that a person can read.
 
+pub mod cdf;
+pub mod collect;
+pub mod html;
+
 mod limits;
 mod names;
 mod page;
+pub mod perfetto;
+pub mod series;
+pub mod tables;
 
 use pd_core::event::{Finish, Served};
 use pd_core::metrics::Metrics;
@@ -244,6 +251,17 @@ pub fn totals(outcome: &Outcome) -> Metrics {
         totals.merge(&worker.metrics);
     }
     totals
+}
+
+/// How a request ended, as one word.
+pub(crate) fn end_name(record: &Record) -> String {
+    match record.end {
+        None => "unfinished".to_owned(),
+        Some(End::Finished(finish)) => word(&format!("{finish:?}")),
+        Some(End::Refused(refusal)) => word(&format!("{refusal:?}")),
+        Some(End::NotRouted(refusal)) => word(&format!("{refusal:?}")),
+        Some(End::RouterLost) => "router_lost".to_owned(),
+    }
 }
 
 /// `QueueFull { max: 3 }` as `queue_full`; `Failed(Lane(Io))` as `failed_lane_io`.

@@ -6,7 +6,7 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 
 use super::{Hits, Latencies, REQUESTS_LISTED_MAX, milliseconds, totals, what_limits};
-use crate::record::{End, Outcome, Record};
+use crate::record::{Outcome, Record};
 use crate::scenario::expect::{Broken, Values};
 use crate::stats::Summary;
 
@@ -29,11 +29,7 @@ pub fn page(name: &str, about: &str, outcome: &Outcome, values: &Values, broken:
         let _ = writeln!(out, "{label:<12} {text}");
     }
     for violation in outcome.violations.iter().take(5) {
-        let _ = writeln!(
-            out,
-            "VIOLATION    {} worker {} page {}: {}",
-            violation.at, violation.worker, violation.page, violation.what
-        );
+        let _ = writeln!(out, "VIOLATION    {violation}");
     }
     for broken in broken {
         let _ = writeln!(out, "GATE BROKEN  {}   found: {}", broken.gate, broken.found);
@@ -52,7 +48,6 @@ fn table(header: &[&str]) -> Table {
 }
 
 fn latencies(outcome: &Outcome) -> Table {
-    let latencies = Latencies::of(outcome);
     let mut table = table(&["ms", "mean", "p50", "p90", "p99", "max"]);
     let mut row = |name: &str, summary: Option<Summary>| {
         let Some(summary) = summary else { return };
@@ -66,12 +61,16 @@ fn latencies(outcome: &Outcome) -> Table {
             ms(summary.max as f64),
         ]);
     };
-    row("TTFT", latencies.ttft);
-    row("ITL", latencies.itl);
-    row("TPOT", latencies.tpot);
-    row("E2E", latencies.e2e);
-    row("queue", latencies.queue);
+    for (name, summary) in latency_rows(outcome) {
+        row(name, summary);
+    }
     table
+}
+
+/// Latencies by name, in the order of reports.
+pub(super) fn latency_rows(outcome: &Outcome) -> [(&'static str, Option<Summary>); 5] {
+    let Latencies { ttft, itl, tpot, e2e, queue } = Latencies::of(outcome);
+    [("TTFT", ttft), ("ITL", itl), ("TPOT", tpot), ("E2E", e2e), ("queue", queue)]
 }
 
 fn requests(outcome: &Outcome) -> Table {
@@ -94,24 +93,15 @@ fn requests(outcome: &Outcome) -> Table {
             part(|served| served.misses.iter().map(|miss| miss.tokens).sum()),
             record.ttft_ns().map_or_else(String::new, |ns| format!("{:.1}", milliseconds(ns as f64))),
             record.tokens.to_string(),
-            end(record),
+            super::end_name(record),
             reasons(record),
         ]);
     }
     table
 }
 
-fn end(record: &Record) -> String {
-    match record.end {
-        None => "unfinished".to_owned(),
-        Some(End::Finished(finish)) => super::word(&format!("{finish:?}")),
-        Some(End::Refused(refusal)) => super::word(&format!("{refusal:?}")),
-        Some(End::NotRouted(refusal)) => super::word(&format!("{refusal:?}")),
-        Some(End::RouterLost) => "router_lost".to_owned(),
-    }
-}
-
-fn reasons(record: &Record) -> String {
+/// Which tokens of a prompt no cache served, and why.
+pub(super) fn reasons(record: &Record) -> String {
     use pd_core::event::MissReason;
     let Some(served) = super::served(record) else { return String::new() };
     let texts: Vec<String> = served
@@ -137,7 +127,8 @@ fn ended_early(values: &Values) -> String {
     words.iter().filter_map(|(name, word)| Some(format!("{} {word}, ", count(name)?))).collect()
 }
 
-fn summary(outcome: &Outcome, values: &Values) -> Vec<(&'static str, String)> {
+/// Key figures: label and text.
+pub(super) fn summary(outcome: &Outcome, values: &Values) -> Vec<(&'static str, String)> {
     let value = |name: &str| values.get(name).copied().unwrap_or(0.0);
     let hits = Hits::of(outcome);
     let share = |tokens: u64| 100.0 * tokens as f64 / (hits.prompt as f64).max(1.0);

@@ -12,7 +12,8 @@ use pd_core::message::Layout;
 use pd_core::router::RouterConfig;
 use pd_core::time::{Instant, nanos};
 
-use super::schema::{File, Network, Service, Storage, Worker};
+use super::schema::{File, Network, Storage, Worker};
+use super::service;
 use crate::disk::DiskSpec;
 use crate::hardware::{Library, LoadError};
 use crate::setup::{LinkSetup, PathSetup, Setup, StepCost, StoreSetup, WireSetup, WorkerSetup};
@@ -88,8 +89,8 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
     let router = router(file, &workers, &model, &wires)?;
     let latency_ns = nanos(file.network.control_latency.0);
     let first = &workers[0].config;
-    let prompts = namespace(&model, &first.transfer.layout.dtype, first.kv.page_size);
-    if workers.iter().any(|worker| worker.config.kv.page_size != prompts.page_size) && !file.load.is_empty() {
+    let namespace = namespace(&model, &first.transfer.layout.dtype, first.kv.page_size);
+    if workers.iter().any(|worker| worker.config.kv.page_size != namespace.page_size) && !file.load.is_empty() {
         // Requests are keyed once, for the page size of the first worker; others could never find a page.
         return Err(Problem::at("page_size", "all workers of a deployment have the same page_size"));
     }
@@ -100,8 +101,9 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
         router,
         router_latency_ns: latency_ns,
         load_report: Duration::ZERO,
-        loads: super::loads::sources(&file.load, file.seed, folder, &prompts)
+        loads: super::loads::sources(&file.load, file.seed, folder, &namespace)
             .map_err(|message| Problem { message, key: Some("load") })?,
+        namespace,
         answer: super::loads::ANSWER,
         script: Vec::new(),
         until: file.until.map(|until| Instant::ZERO + until.0),
@@ -172,14 +174,11 @@ fn per_mille(key: &'static str, share: f64, max: f64) -> Result<u64, Problem> {
     }
 }
 
-fn cost_of(service: &Service, tokens: u64) -> Cost {
-    Cost::fixed(nanos(service.prefill.0), nanos(service.prefill_token.0), nanos(service.decode.0), tokens)
-}
-
 fn timed(bytes_per_second: u64) -> LinkCost {
     LinkCost {
         request_ns: 0,
         descriptor_ps: 0,
+        descriptors_ahead: 0,
         bytes_per_second: NonZeroU64::new(bytes_per_second).unwrap_or(NonZeroU64::MIN),
         latency_ns: 0,
     }
@@ -192,7 +191,7 @@ impl<'a> Group<'a> {
         let ideal = table.service.as_ref().is_some_and(|service| service.ideal_links);
         let fraction = per_mille("mem_fraction_static", table.mem_fraction_static, 1.0)?;
         let cost = match &table.service {
-            Some(service) => cost_of(service, table.max_total_tokens.map_or(1 << 30, |count| count.0)),
+            Some(service) => service::cost(service, table.max_total_tokens.map_or(1 << 30, |count| count.0)),
             None => {
                 let hardware = library.gpu(&table.gpu).map_err(|error| named("gpu", &error))?;
                 Cost::new(&hardware, &model, table.tp).map_err(|error| {
@@ -245,6 +244,7 @@ impl<'a> Group<'a> {
                 LinkCost {
                     request_ns: disk.read_latency_ns,
                     descriptor_ps: service_ps.saturating_sub(bytes_ps),
+                    descriptors_ahead: 0,
                     bytes_per_second: disk.read_bytes_per_second,
                     latency_ns: 0,
                 }
@@ -338,6 +338,7 @@ impl<'a> Group<'a> {
                     page_bytes: self.kv.page_bytes,
                     tp: table.tp,
                 },
+                layerwise: table.disaggregation_layerwise,
                 bootstrap_timeout: table
                     .disaggregation_bootstrap_timeout
                     .map_or(transfer.bootstrap_timeout, |span| span.0),
@@ -465,7 +466,19 @@ fn router(
     };
     let first = &workers[0];
     let default = RouterConfig::default();
+    let share = |key, value: Option<f64>, max, or: u32| {
+        value.map_or(Ok(or), |value| per_mille(key, value, max).map(|share| share as u32))
+    };
     let config = RouterConfig {
+        cache_threshold_per_mille: share(
+            "cache_threshold",
+            table.cache_threshold,
+            1.0,
+            default.cache_threshold_per_mille,
+        )?,
+        load_weight_per_mille: share("load_weight", table.load_weight, 1_000.0, default.load_weight_per_mille)?,
+        w_ttft_per_mille: share("w_ttft", table.w_ttft, 1_000.0, default.w_ttft_per_mille)?,
+        w_tpot_per_mille: share("w_tpot", table.w_tpot, 1_000.0, default.w_tpot_per_mille)?,
         seed: file.seed,
         policy: table.policy,
         decode_policy: table.decode_policy,

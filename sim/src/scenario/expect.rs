@@ -62,6 +62,21 @@ impl fmt::Display for Gate {
 /// Groups of values whose members appear only when something happened; a missing one is 0.
 const SPARSE: [&str; 4] = ["marks.", "misses.", "refused.", "finish."];
 
+/// The value of a report by its name; 0 for what never happened.
+///
+/// # Errors
+/// There is no such value, and the nearest name.
+pub fn value(values: &Values, name: &str) -> Result<f64, String> {
+    match values.get(name) {
+        Some(value) => Ok(*value),
+        None if SPARSE.iter().any(|group| name.starts_with(group)) => Ok(0.0),
+        None => Err(nearest(name, values.keys().map(String::as_str)).map_or_else(
+            || "the report has no such value; `pd sim --json` lists them".to_owned(),
+            |near| format!("the report has no such value; did you mean \"{near}\"?"),
+        )),
+    }
+}
+
 impl Gate {
     /// Reads the gates on one value: one, or several with commas between them, `">= 1, <= 30"`.
     ///
@@ -120,23 +135,11 @@ impl Gate {
     /// What was found instead.
     pub fn check(&self, values: &Values) -> Result<(), Broken> {
         let broken = |found| Err(Broken { gate: self.to_string(), found });
-        match values.get(&self.name) {
-            Some(&value) if self.holds(value) => Ok(()),
-            Some(&value) => broken(format!("{value}")),
-            None if SPARSE.iter().any(|group| self.name.starts_with(group)) => {
-                if self.holds(0.0) {
-                    Ok(())
-                } else {
-                    broken("it never happened".to_owned())
-                }
-            }
-            None => {
-                let near = nearest(&self.name, values.keys().map(String::as_str));
-                broken(near.map_or_else(
-                    || "the report has no such value; `pd sim --json` lists them".to_owned(),
-                    |near| format!("the report has no such value; did you mean \"{near}\"?"),
-                ))
-            }
+        match value(values, &self.name) {
+            Ok(value) if self.holds(value) => Ok(()),
+            Ok(_) if !values.contains_key(&self.name) => broken("it never happened".to_owned()),
+            Ok(value) => broken(format!("{value}")),
+            Err(problem) => broken(problem),
         }
     }
 

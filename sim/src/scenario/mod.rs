@@ -6,6 +6,8 @@ pub mod expect;
 pub mod loads;
 pub mod schema;
 mod script;
+mod service;
+pub mod set;
 #[cfg(test)]
 mod tests;
 
@@ -18,8 +20,11 @@ use toml::{Table, Value};
 use self::error::{ScenarioError, nearest};
 use self::expect::Gate;
 use self::schema::File;
+use self::set::Change;
+use crate::append_map::MapConfig;
 use crate::report::Names;
 use crate::setup::Setup;
+use crate::sweep::SweepConfig;
 
 /// One run that a file describes: the file itself, or one of its variants.
 #[derive(Debug)]
@@ -50,93 +55,222 @@ pub struct Overrides {
 /// # Errors
 /// What is wrong, with file, line and the nearest right name.
 pub fn load(path: &Path, overrides: &Overrides) -> Result<Vec<Case>, ScenarioError> {
-    let text = fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
-    // Once from the text itself, for errors that know their line.
-    let file: File = toml::from_str(&text).map_err(|error| ScenarioError::toml(path, &text, &error))?;
-    let mut table: Table = toml::from_str(&text).map_err(|error| ScenarioError::toml(path, &text, &error))?;
-    for change in &overrides.set {
-        let (key, value) = change
-            .split_once('=')
-            .ok_or_else(|| ScenarioError::new(path, format!("--set {change}: write --set key=value")))?;
-        let (key, value) = (key.trim(), parse_value(value.trim()));
-        set(&mut table, key, value)
-            .map_err(|problem| ScenarioError::new(path, format!("--set {change}: {problem}")))?;
-    }
-    let stem = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
-    let mut cases = Vec::new();
-    let mut base = table.clone();
-    base.remove("variant");
-    cases.push(case(path, &text, &stem, &base, None, overrides)?);
-    for (index, variant) in file.variant.iter().enumerate() {
-        if variant.name == "base" || file.variant[..index].iter().any(|other| other.name == variant.name) {
-            let problem = format!("the name \"{}\" of a variant is taken (\"base\" is the file itself)", variant.name);
-            return Err(ScenarioError::new(path, problem).at_key(&text, "name"));
-        }
-        let mut changed = base.clone();
-        for (key, value) in &variant.set {
-            set(&mut changed, key, value.clone()).map_err(|problem| {
-                ScenarioError::new(path, format!("variant \"{}\", set \"{key}\": {problem}", variant.name))
-                    .at_key(&text, key)
-            })?;
-        }
-        cases.push(case(path, &text, &format!("{stem}/{}", variant.name), &changed, Some(variant), overrides)?);
-    }
-    Ok(cases)
+    Document::read(path, overrides)?.cases()
 }
 
-fn case(
-    path: &Path,
-    text: &str,
-    name: &str,
-    table: &Table,
-    variant: Option<&schema::Variant>,
-    overrides: &Overrides,
-) -> Result<Case, ScenarioError> {
-    let mut file: File = table.clone().try_into().map_err(|error: toml::de::Error| {
-        let mut error = ScenarioError::toml(path, text, &error);
-        error.line = None;
-        error.message = format!("{name}, with its changes: {}", error.message);
-        error
-    })?;
-    if let Some(variant) = variant {
-        file.event.extend(variant.event.iter().cloned());
-        if !variant.expect.is_empty() {
-            file.expect.clone_from(&variant.expect);
+/// A scenario file that has been read, ready to be made into worlds: as it is, by variant or by point of a sweep.
+#[derive(Debug)]
+pub struct Document {
+    path: PathBuf,
+    text: String,
+    stem: String,
+    /// The file as it is written, without its variants and sweeps.
+    base: Table,
+    variants: Vec<schema::Variant>,
+    sweep: Option<SweepConfig>,
+    map: Option<MapConfig>,
+    sets: Vec<Change>,
+    seed: Option<u64>,
+    until: Option<Instant>,
+}
+
+impl Document {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// What is wrong, with file, line and the nearest right name.
+    pub fn read(path: &Path, overrides: &Overrides) -> Result<Self, ScenarioError> {
+        let text = fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
+        // Once from the text itself, for errors that know their line.
+        let file: File = toml::from_str(&text).map_err(|error| ScenarioError::toml(path, &text, &error))?;
+        let mut base: Table = toml::from_str(&text).map_err(|error| ScenarioError::toml(path, &text, &error))?;
+        let sets = overrides.set.iter().map(|change| Change::parse(change)).collect::<Result<Vec<_>, _>>();
+        let sets = sets.map_err(|problem| ScenarioError::new(path, problem))?;
+        let mut document = Self {
+            path: path.to_path_buf(),
+            stem: path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned()),
+            base: Table::new(),
+            variants: file.variant,
+            sweep: None,
+            map: None,
+            sets: Vec::new(),
+            seed: overrides.seed,
+            until: overrides.until,
+            text,
+        };
+        // What is changed of a sweep itself is no business of its worlds.
+        let (of_sweep, sets): (Vec<_>, Vec<_>) = sets.into_iter().partition(|set| set.is_of(&["sweep", "append_map"]));
+        let whole = document.parse(document.name(), &base, &of_sweep)?;
+        for part in ["variant", "sweep", "append_map"] {
+            base.remove(part);
         }
-        file.about.clone_from(&variant.about);
+        (document.base, document.sets) = (base, sets);
+        (document.sweep, document.map) = (whole.sweep, whole.append_map);
+        Ok(document)
     }
-    file.seed = overrides.seed.unwrap_or(file.seed);
-    let mut gates = Vec::new();
-    for (key, gate) in &file.expect {
-        gates.extend(
-            Gate::parse_all(key, gate)
-                .map_err(|problem| ScenarioError::new(path, format!("[expect]: {problem}")).at_key(text, key))?,
-        );
+
+    /// The file's name without its ending.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.stem
     }
-    if !gates.iter().any(Gate::fails_idle) {
-        let problem = "[expect] has no gate that a run in which nothing happens would fail; \
-                       add one, for instance \"requests.finished\" = \">= 1\"";
-        return Err(ScenarioError::new(path, format!("{name}: {problem}")));
+
+    /// The table of its sweep.
+    #[must_use]
+    pub const fn sweep(&self) -> Option<&SweepConfig> {
+        self.sweep.as_ref()
     }
-    let folder = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-    let mut setup = build::setup(&file, &folder).map_err(|problem| {
-        let mut error = ScenarioError::new(path, format!("{name}: {}", problem.message));
-        if let Some(key) = problem.key {
-            error = error.at_key(text, key);
+
+    /// The table of its map.
+    #[must_use]
+    pub const fn append_map(&self) -> Option<&MapConfig> {
+        self.map.as_ref()
+    }
+
+    /// The seed that the command line asks for.
+    #[must_use]
+    pub const fn seed(&self) -> Option<u64> {
+        self.seed
+    }
+
+    /// An error about this file, at the first line that sets `key`.
+    #[must_use]
+    pub fn error(&self, key: &str, message: impl Into<String>) -> ScenarioError {
+        ScenarioError::new(&self.path, message).at_key(&self.text, key)
+    }
+
+    /// The file itself and its variants.
+    ///
+    /// # Errors
+    /// What is wrong, with file, line and the nearest right name.
+    pub fn cases(&self) -> Result<Vec<Case>, ScenarioError> {
+        let mut cases = vec![self.case(&self.stem, &[], None, self.seed)?];
+        for (index, variant) in self.variants.iter().enumerate() {
+            if variant.name == "base" || self.variants[..index].iter().any(|other| other.name == variant.name) {
+                let name = &variant.name;
+                let problem = format!("the name \"{name}\" of a variant is taken (\"base\" is the file itself)");
+                return Err(self.error("name", problem));
+            }
+            let origin = format!("variant \"{}\"", variant.name);
+            let changes: Vec<Change> = variant
+                .set
+                .iter()
+                .map(|(key, value)| Change { origin: origin.clone(), key: key.clone(), value: value.clone() })
+                .collect();
+            cases.push(self.case(&format!("{}/{}", self.stem, variant.name), &changes, Some(variant), self.seed)?);
         }
-        error
-    })?;
-    let names = Names::of(&setup);
-    for gate in &gates {
-        names.check(gate.name()).map_err(|problem| {
-            ScenarioError::new(path, format!("{name}: [expect] \"{}\": {problem}", gate.name()))
-                .at_key(text, gate.name())
+        Ok(cases)
+    }
+
+    /// The file with changes and a seed: one run of a sweep.
+    ///
+    /// # Errors
+    /// What is wrong, and whose change it is.
+    pub fn changed(&self, name: &str, changes: &[Change], seed: u64) -> Result<Case, ScenarioError> {
+        self.case(name, changes, None, Some(seed))
+    }
+
+    /// The keys of the file with what the command line changes.
+    ///
+    /// # Errors
+    /// What is wrong, and whose change it is.
+    pub fn file(&self, name: &str, changes: &[Change]) -> Result<File, ScenarioError> {
+        let changes: Vec<Change> = self.sets.iter().chain(changes).cloned().collect();
+        let mut file = self.parse(name, &self.base, &changes)?;
+        file.seed = self.seed.unwrap_or(file.seed);
+        Ok(file)
+    }
+
+    /// Makes a world of keys that come from this file.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn setup(&self, name: &str, file: &File) -> Result<Setup, ScenarioError> {
+        self.build(name, file, &self.sets)
+    }
+
+    fn parse(&self, name: &str, base: &Table, changes: &[Change]) -> Result<File, ScenarioError> {
+        let mut table = base.clone();
+        for change in changes {
+            change.apply(&mut table).map_err(|problem| {
+                let error = ScenarioError::new(&self.path, problem);
+                if self.sets.contains(change) { error } else { error.at_key(&self.text, &change.key) }
+            })?;
+        }
+        File::deserialize_table(&table).map_err(|error| {
+            let origin = set::culprit(base, changes, error.message());
+            let mut problem = ScenarioError::toml(&self.path, &self.text, &error);
+            problem.line = None;
+            problem.message = match origin {
+                Some(change) => format!("{name}: {}: {}", change.origin_of_key(), problem.message),
+                None => format!("{name}, with its changes: {}", problem.message),
+            };
+            problem
+        })
+    }
+
+    fn build(&self, name: &str, file: &File, changes: &[Change]) -> Result<Setup, ScenarioError> {
+        let folder = self.path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
+        let mut setup = build::setup(file, &folder).map_err(|problem| {
+            let Some(key) = problem.key else {
+                return ScenarioError::new(&self.path, format!("{name}: {}", problem.message));
+            };
+            // A value that a change brought is not to be found in the file.
+            match changes.iter().rfind(|change| change.ends_with(key)) {
+                Some(change) => {
+                    let message = format!("{name}: {}: {}", change.origin_of_key(), problem.message);
+                    ScenarioError::new(&self.path, message)
+                }
+                None => self.error(key, format!("{name}: {}", problem.message)),
+            }
         })?;
+        if self.until.is_some() {
+            setup.until = self.until;
+        }
+        Ok(setup)
     }
-    if overrides.until.is_some() {
-        setup.until = overrides.until;
+
+    fn case(
+        &self,
+        name: &str,
+        changes: &[Change],
+        variant: Option<&schema::Variant>,
+        seed: Option<u64>,
+    ) -> Result<Case, ScenarioError> {
+        let mut base = self.base.clone();
+        if let Some(variant) = variant.filter(|variant| !variant.expect.is_empty()) {
+            let gates = variant.expect.iter().map(|(key, gate)| (key.clone(), Value::String(gate.clone())));
+            base.insert("expect".to_owned(), Value::Table(gates.collect()));
+        }
+        // What the command line says of gates holds for those of a variant, too.
+        let (gates, keys): (Vec<_>, Vec<_>) = self.sets.iter().cloned().partition(Change::is_gate);
+        let changes: Vec<Change> = keys.into_iter().chain(changes.iter().cloned()).chain(gates).collect();
+        let mut file = self.parse(name, &base, &changes)?;
+        if let Some(variant) = variant {
+            file.event.extend(variant.event.iter().cloned());
+            file.about.clone_from(&variant.about);
+        }
+        file.seed = seed.unwrap_or(file.seed);
+        let mut gates = Vec::new();
+        for (key, gate) in &file.expect {
+            let of_key = Gate::parse_all(key, gate);
+            gates.extend(of_key.map_err(|problem| self.error(key, format!("[expect]: {problem}")))?);
+        }
+        if !gates.iter().any(Gate::fails_idle) {
+            let problem = "[expect] has no gate that a run in which nothing happens would fail; \
+                           add one, for instance \"requests.finished\" = \">= 1\"";
+            return Err(ScenarioError::new(&self.path, format!("{name}: {problem}")));
+        }
+        let setup = self.build(name, &file, &changes)?;
+        let names = Names::of(&setup);
+        for gate in &gates {
+            let problem = names.check(gate.name());
+            problem.map_err(|problem| {
+                self.error(gate.name(), format!("{name}: [expect] \"{}\": {problem}", gate.name()))
+            })?;
+        }
+        Ok(Case { name: name.to_owned(), about: file.about, setup, gates })
     }
-    Ok(Case { name: name.to_owned(), about: file.about, setup, gates })
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> ScenarioError {
@@ -150,65 +284,4 @@ fn unreadable(path: &Path, error: &std::io::Error) -> ScenarioError {
     let hint = nearest(&name, names.iter().map(String::as_str))
         .map_or_else(String::new, |near| format!("; did you mean {}?", folder.join(near).display()));
     ScenarioError::new(path, format!("cannot be read: {error}{hint}"))
-}
-
-/// A value as TOML reads it, or else a string.
-fn parse_value(text: &str) -> Value {
-    toml::from_str::<Table>(&format!("value = {text}"))
-        .ok()
-        .and_then(|mut table| table.remove("value"))
-        .unwrap_or_else(|| Value::String(text.to_owned()))
-}
-
-/// Sets a dotted key. List items are named by index; `worker.mode` without an index means all items.
-fn set(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
-    let (head, rest) = key.split_once('.').map_or((key, None), |(head, rest)| (head, Some(rest)));
-    let Some(rest) = rest else {
-        table.insert(head.to_owned(), value);
-        return Ok(());
-    };
-    let names: Vec<String> = table.keys().cloned().collect();
-    match table.get_mut(head) {
-        Some(Value::Table(inner)) => set(inner, rest, value),
-        Some(Value::Array(items)) => {
-            let (index, field) = match rest.split_once('.') {
-                Some((index, field)) if index.parse::<usize>().is_ok() => (index.parse::<usize>().ok(), field),
-                Some(_) | None => (None, rest),
-            };
-            let count = items.len();
-            if let Some(index) = index {
-                let item = items.get_mut(index).ok_or_else(|| {
-                    format!(
-                        "there are {count} items in \"{head}\", so the last one is {head}.{}",
-                        count.saturating_sub(1)
-                    )
-                })?;
-                return set_item(item, head, field, value);
-            }
-            items.iter_mut().try_for_each(|item| set_item(item, head, field, value.clone()))
-        }
-        Some(_) => Err(format!("\"{head}\" is a plain value and has no \"{rest}\"")),
-        None if matches!(head, "network" | "router" | "expect") => {
-            let mut inner = Table::new();
-            set(&mut inner, rest, value)?;
-            table.insert(head.to_owned(), Value::Table(inner));
-            Ok(())
-        }
-        None => Err(match nearest(head, names.iter().map(String::as_str)) {
-            Some(near) => format!("there is no \"{head}\"; did you mean \"{near}\"?"),
-            None => format!("there is no \"{head}\"; there are {}", names.join(", ")),
-        }),
-    }
-}
-
-fn set_item(item: &mut Value, head: &str, field: &str, value: Value) -> Result<(), String> {
-    match item {
-        Value::Table(inner) => set(inner, field, value),
-        Value::String(_)
-        | Value::Integer(_)
-        | Value::Float(_)
-        | Value::Boolean(_)
-        | Value::Datetime(_)
-        | Value::Array(_) => Err(format!("the items of \"{head}\" have no \"{field}\"")),
-    }
 }

@@ -7,8 +7,10 @@ use pd_core::evict::Policy as Eviction;
 use pd_core::router::Policy as RoutePolicy;
 use serde::{Deserialize, Serialize};
 
+use crate::append_map::MapConfig;
 use crate::fault::Action;
 use crate::load::LoadConfig;
+use crate::sweep::SweepConfig;
 use crate::units::{Bytes, BytesPerSecond, Count, Span};
 
 /// A whole file.
@@ -46,6 +48,25 @@ pub struct File {
     /// The same again with changes.
     #[serde(default)]
     pub variant: Vec<Variant>,
+    /// The same again, many times, and compared.
+    pub sweep: Option<SweepConfig>,
+    /// Which side should compute appends, cell by cell.
+    pub append_map: Option<MapConfig>,
+}
+
+impl File {
+    /// Reads a text that is no file.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn from_text(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| error.message().to_owned())
+    }
+
+    /// Reads a table.
+    pub(super) fn deserialize_table(table: &toml::Table) -> Result<Self, toml::de::Error> {
+        table.clone().try_into()
+    }
 }
 
 const fn one() -> u64 {
@@ -182,6 +203,9 @@ pub struct Worker {
     /// What carries KV between workers.
     #[serde(default)]
     pub disaggregation_transfer_backend: TransferBackend,
+    /// A prefill worker sends each chunk layer by layer while it computes; if false, all of a prompt once it is done.
+    #[serde(default = "yes")]
+    pub disaggregation_layerwise: bool,
     /// Longest wait for the other end of a hand-off to show up.
     pub disaggregation_bootstrap_timeout: Option<Span>,
     /// Longest wait for a hand-off.
@@ -190,6 +214,9 @@ pub struct Worker {
     pub handoff_retries: Option<u32>,
 }
 
+const fn yes() -> bool {
+    true
+}
 const fn one_worker() -> u32 {
     1
 }
@@ -216,9 +243,24 @@ pub struct Service {
     /// Of each prompt token.
     #[serde(default = "no_time")]
     pub prefill_token: Span,
+    /// Of each unit of (cached + new)^2 - cached^2 of a prompt's chunks, in picoseconds.
+    #[serde(default)]
+    pub prefill_pair_ps: u64,
     /// Of each forward without prompts.
     #[serde(default = "no_time")]
     pub decode: Span,
+    /// Of each sequence that decodes, in addition.
+    #[serde(default = "no_time")]
+    pub decode_sequence: Span,
+    /// Of each token of context that decoding reads, in picoseconds.
+    #[serde(default)]
+    pub decode_context_token_ps: u64,
+    /// Host work of each forward.
+    #[serde(default = "no_time")]
+    pub host: Span,
+    /// Host work of each sequence of a forward.
+    #[serde(default = "no_time")]
+    pub host_sequence: Span,
     /// Nothing else takes time: copies, storage, links and control messages are instantaneous.
     #[serde(default)]
     pub ideal_links: bool,
@@ -260,6 +302,14 @@ pub struct Router {
     /// Feed the prefix index from the workers' KV events, too.
     #[serde(default)]
     pub kv_events: bool,
+    /// Share of the prompt below which a cached prefix does not decide: the shortest queue does. 1 for queues alone.
+    pub cache_threshold: Option<f64>,
+    /// Weight of a worker's queue against the request's own prefill; 0 for pure longest prefix.
+    pub load_weight: Option<f64>,
+    /// Weight of the time to first token in the choice between a pair and an append.
+    pub w_ttft: Option<f64>,
+    /// Weight of what running sequences lose in that choice.
+    pub w_tpot: Option<f64>,
     /// Attempts after the first one.
     pub retries: Option<u32>,
     /// Most live requests.

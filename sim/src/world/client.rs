@@ -116,6 +116,12 @@ impl Clients {
         (arrived - u64::from(self.live_count), known.max(arrived))
     }
 
+    /// Requests that have arrived and have not ended.
+    pub(super) fn unfinished(&self) -> Vec<RequestId> {
+        let live = self.live.iter().zip(0..).filter(|(live, _)| live.is_some());
+        live.map(|(_, request)| RequestId(request)).collect()
+    }
+
     /// True if requests have ended since the world last looked.
     pub(super) const fn has_ended(&self) -> bool {
         !self.ended.is_empty()
@@ -124,6 +130,33 @@ impl Clients {
     /// The prompt of a request that is still live.
     pub(super) fn prompt(&self, request: RequestId) -> Option<&Prompt> {
         self.live.get(request.0 as usize)?.as_ref().map(|live| &live.prompt)
+    }
+
+    /// The workers with an open leg of a request.
+    pub(super) fn workers(&self, request: RequestId) -> [Option<u32>; 2] {
+        let live = self.live.get(request.0 as usize).and_then(Option::as_ref);
+        let open = |node: u32| (node != NOBODY).then_some(node);
+        live.map_or([None; 2], |live| [open(live.prefill), open(live.decode)])
+    }
+
+    /// Takes note of tokens of a request, one at the end of each step, none of them its first. Times between tokens are
+    /// the caller's to note, except for the first.
+    pub(super) fn on_tokens(&mut self, node: u32, request: RequestId, ends: &[Instant]) -> bool {
+        if !self.called_back.is_empty() && self.called_back.contains(&(request, node)) {
+            return false;
+        }
+        let (Some(record), Some((&first, &last))) =
+            (self.records.get_mut(request.0 as usize), ends.first().zip(ends.last()))
+        else {
+            return false;
+        };
+        if record.decode != Some(node) || record.end.is_some() {
+            return false;
+        }
+        record.tokens += ends.len() as u32;
+        let before = record.last_token.replace(last).expect("the first token came step by step");
+        self.itl.push(first.ns_since(before));
+        true
     }
 
     /// Takes note of what a worker says; returns what the router must know.

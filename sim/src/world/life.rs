@@ -15,7 +15,10 @@ impl<M: Serve> WorldOf<M> {
     /// A worker begins a life; its peers and the router hear of it, and it of them.
     pub(super) fn start(&mut self, index: u32) {
         let node = &mut self.nodes[index as usize];
-        node.start(self.is_checking);
+        node.start();
+        if let Some(checks) = &mut self.checks {
+            checks.on_life(self.now, index, Some(&node.config));
+        }
         for observer in &mut self.observers {
             observer.on_life(self.now, index, Some(node.config.epoch));
         }
@@ -38,9 +41,13 @@ impl<M: Serve> WorldOf<M> {
 
     /// The life of a worker ends: nothing that it had under way happens any more. False if there was none.
     pub(crate) fn stop(&mut self, index: u32) -> bool {
+        self.land(index);
         let node = &mut self.nodes[index as usize];
         if !node.stop() {
             return false;
+        }
+        if let Some(checks) = &mut self.checks {
+            checks.on_life(self.now, index, None);
         }
         for observer in &mut self.observers {
             observer.on_life(self.now, index, None);
@@ -48,6 +55,8 @@ impl<M: Serve> WorldOf<M> {
         node.lanes.stop(self.now, &mut self.fabric);
         node.tick_at = None;
         let (id, latency_ns) = (node.config.worker, node.latency_ns);
+        self.tell_activities();
+        self.tell_links();
         self.fabric.lives[index as usize] = None;
         self.clients.lose(index);
         for other in self.peers(index) {
@@ -55,6 +64,7 @@ impl<M: Serve> WorldOf<M> {
             if !self.faults.wires.is_up(index, other) {
                 continue;
             }
+            self.land(other);
             self.nodes[other as usize].lanes.cut(self.now, index, &mut self.fabric);
             self.post_to(other, life, latency_ns, Input::Peer { id, up: None });
             self.drain(other);
@@ -98,12 +108,16 @@ impl<M: Serve> WorldOf<M> {
     /// The workers say how busy they are, as long as there is anything to do.
     pub(super) fn report_loads(&mut self) {
         for index in 0..self.nodes.len() {
+            self.land(index as u32);
             let node = &self.nodes[index];
             let Some(pump) = &node.pump else { continue };
             let note = RouterInput::Load { worker: node.config.worker, load: pump.machine.load() };
             self.note(note);
         }
-        if !self.clients.is_idle() {
+        // Reports alone move nothing: a run that is stuck ends, and says so.
+        let is_stuck =
+            self.fabric.heap.peek_time().is_none() && self.fabric.links.next().is_none() && self.disks_next.is_none();
+        if !self.clients.is_idle() && !is_stuck {
             self.fabric.heap.push(self.now.after_ns(self.report_ns), Mark::Report);
         }
     }

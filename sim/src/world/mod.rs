@@ -13,27 +13,34 @@
 //! 2. A letter is for one life of its receiver; later lives never see it.
 //! 3. At most one tick per worker is in the queue that has any effect.
 
+mod checked;
 mod client;
+mod coast;
 mod life;
+mod mail;
 mod shell;
 #[cfg(test)]
+mod strays;
+#[cfg(test)]
 mod tests;
+mod watch;
 
 use pd_core::config::TransferBackend;
-use pd_core::id::Epoch;
-use pd_core::op::{Input, Output};
-use pd_core::pump::Pump;
+use pd_core::event::Event;
+use pd_core::op::{Command, Input, Output};
 use pd_core::router::RouterInput;
 use pd_core::time::{Instant, nanos};
 use pd_core::worker::Worker;
 
 use self::client::Clients;
+pub(crate) use self::coast::Coasting;
 use self::shell::{RouterNode, note_at};
+use crate::check::Checks;
 use crate::disk::{Disk, JobId};
-use crate::fault::{Class, Faults, Parcel, ROUTER, sender};
-use crate::lane::{Depot, Fabric, LaneSpec, Letter, Mark, Way, WireEnd};
+use crate::fault::{Class, Faults, ROUTER};
+use crate::lane::{Depot, Fabric, LaneSpec, Letter, Mark, Place, Way, WireEnd};
 use crate::link::{FlowId, LinkId, Path};
-use crate::memory::{Memory, Violation};
+use crate::memory::Memory;
 use crate::node::{Node, Serve};
 use crate::observe::Observer;
 use crate::record::{Idle, Outcome, StoreRecord};
@@ -63,10 +70,15 @@ pub struct WorldOf<M: Serve> {
     until: Option<Instant>,
     linger_ns: u64,
     report_ns: u64,
-    is_checking: bool,
+    /// Single steps of workers are to be seen.
+    has_journal: bool,
+    /// Nobody wants to see single steps.
+    may_coast: bool,
+    /// The step just taken did nothing but hand on tokens and start a forward.
+    is_plain: bool,
     is_over: bool,
     lost_letters: u64,
-    violations: Vec<Violation>,
+    pub(crate) checks: Option<Box<Checks>>,
     observers: Vec<Box<dyn Observer>>,
     flows_done: Vec<FlowId>,
     jobs_done: Vec<JobId>,
@@ -83,6 +95,7 @@ impl<M: Serve> WorldOf<M> {
     #[must_use]
     pub fn new(setup: Setup) -> Self {
         assert!(setup.router.is_some() || setup.workers.len() == 1, "only a single worker does without a router");
+        let checks = setup.check.then(|| Box::new(Checks::new(&setup)));
         let mut fabric = Fabric::new(setup.answer);
         let mut link_names = Vec::new();
         for store in &setup.stores {
@@ -138,20 +151,17 @@ impl<M: Serve> WorldOf<M> {
             until: setup.until,
             linger_ns: nanos(setup.linger),
             report_ns: nanos(setup.load_report),
-            is_checking: setup.check,
+            has_journal: setup.journal,
+            may_coast: false,
+            is_plain: false,
             is_over: false,
             lost_letters: 0,
-            violations: Vec::new(),
+            checks,
             observers: Vec::new(),
             flows_done: Vec::new(),
             jobs_done: Vec::new(),
             disks_next: None,
         }
-    }
-
-    /// Adds an observer. Those that are added before the run begins see all of it.
-    pub fn observe(&mut self, observer: Box<dyn Observer>) {
-        self.observers.push(observer);
     }
 
     /// Runs until all requests have ended (and for the time of lingering), or `until`.
@@ -164,6 +174,8 @@ impl<M: Serve> WorldOf<M> {
     /// and what time it is in there.
     #[must_use]
     pub fn run_with(&mut self, progress: &mut dyn FnMut(u64, u64, Instant)) -> Outcome {
+        let is_calm = self.script.iter().all(|(_, action)| action.is_between_steps());
+        self.may_coast = is_calm && self.checks.is_none() && self.observers.is_empty() && !self.has_journal;
         self.begin();
         while self.turn() {
             if self.events.is_multiple_of(EVENTS_PER_REPORT) {
@@ -243,13 +255,15 @@ impl<M: Serve> WorldOf<M> {
     /// Ends the run and adds up.
     #[must_use]
     pub fn finish(&mut self) -> Outcome {
+        self.now = self.land_all(self.until.unwrap_or(self.now));
+        let mut violations = self.end_checks();
         let workers: Vec<_> = std::mem::take(&mut self.nodes).into_iter().map(Node::into_record).collect();
-        let mut violations = std::mem::take(&mut self.violations);
         let Self { now, fabric, clients, .. } = self;
         let now = *now;
         if let Some(memory) = &fabric.memory {
             violations.extend_from_slice(memory.violations());
         }
+        violations.sort_by_key(|violation| violation.at);
         let links = (0..fabric.links.links_count()).map(LinkId);
         let links = links.map(|id| (fabric.links.name(id).to_owned(), fabric.links.link_use(now, id))).collect();
         let stores = fabric.depots.iter().map(|depot| StoreRecord {
@@ -283,7 +297,10 @@ impl<M: Serve> WorldOf<M> {
     #[inline]
     fn handle(&mut self, mark: Mark) {
         match mark {
+            Mark::Forward(place) => self.end_forward(place),
+            Mark::Coast { node, plan } => self.end_coast(node, plan),
             Mark::Timer(place) => {
+                self.land(place.node);
                 let node = &mut self.nodes[place.node as usize];
                 if node.config.epoch == place.epoch && node.pump.is_some() {
                     node.lanes.on_timer(self.now, place.seq, &mut self.fabric);
@@ -310,6 +327,25 @@ impl<M: Serve> WorldOf<M> {
         }
     }
 
+    /// A forward has ended.
+    fn end_forward(&mut self, place: Place) {
+        let node = &mut self.nodes[place.node as usize];
+        if node.config.epoch != place.epoch || node.pump.is_none() {
+            return;
+        }
+        if node.coasting.is_on() {
+            // Set before the plan that covers it.
+            self.events -= 1;
+            return;
+        }
+        self.is_plain = false;
+        node.lanes.on_timer(self.now, place.seq, &mut self.fabric);
+        self.drain(place.node);
+        if self.may_coast && self.is_plain {
+            self.take_off(place.node);
+        }
+    }
+
     /// Feeds one input to a worker and carries out what it asks for.
     pub(crate) fn feed(&mut self, node: u32, input: Input) {
         self.step(node, input);
@@ -320,6 +356,7 @@ impl<M: Serve> WorldOf<M> {
     #[inline]
     pub(crate) fn drain(&mut self, node: u32) {
         while let Some((op, outcome)) = self.nodes[node as usize].lanes.finished() {
+            self.tell_activities();
             self.step(node, Input::Done { op, outcome });
         }
         self.arm_tick(node);
@@ -327,23 +364,40 @@ impl<M: Serve> WorldOf<M> {
 
     fn step(&mut self, index: u32, input: Input) {
         let now = self.now;
-        let Node { pump: Some(pump), lanes, seen, latency_ns, config, clock, .. } = &mut self.nodes[index as usize]
-        else {
+        let there = self.nodes[index as usize].tell_time(now);
+        let Node { pump: Some(pump), lanes, seen, latency_ns, config, .. } = &mut self.nodes[index as usize] else {
             return;
         };
         let mut has_ended = false;
         // Whether all messages take their usual way; if not, each is looked at.
         let is_quiet = self.faults.post.is_quiet(now);
+        if let Some(checks) = &mut self.checks {
+            checks.before(now, there, index, &input, &self.fabric);
+        }
         if self.observers.is_empty() {
-            pump.step(clock.shows(now), input);
+            pump.step(there, input);
         } else {
             let told = input.clone();
-            pump.step(clock.shows(now), input);
+            pump.step(there, input);
             for observer in &mut self.observers {
                 observer.on_worker(now, index, &told, pump.outputs());
             }
+            let gauge = pump.machine.gauge();
+            for observer in &mut self.observers {
+                observer.on_gauge(now, index, &gauge);
+            }
+        }
+        let mut forwards = 0;
+        let mut others = 0;
+        if let Some(checks) = &mut self.checks {
+            checks.after(index, pump.outputs(), &pump.machine, lanes, &mut self.fabric);
         }
         for output in pump.drain() {
+            match &output {
+                Output::Start { command: Command::Forward(_), .. } => forwards += 1,
+                Output::Emit { event: Event::Token(_), .. } => {}
+                Output::Start { .. } | Output::Emit { .. } | Output::Send { .. } | Output::Publish(_) => others += 1,
+            }
             match output {
                 Output::Start { op, after, command } => lanes.start(now, op, &after, command, &mut self.fabric),
                 Output::Emit { request, event } if !is_quiet => {
@@ -364,20 +418,8 @@ impl<M: Serve> WorldOf<M> {
                         let input = Input::Recv { from: config.worker, message };
                         let letter = Letter { to: to.0, epoch, sender: Some((config.epoch, number)), input };
                         let at = now.after_ns(*latency_ns);
-                        if is_quiet {
-                            self.fabric.heap.push(at, Mark::Letter(Box::new(letter)));
-                            continue;
-                        }
-                        let fate = self.faults.post.fate(at, index, to.0, Class::Loose, &mut self.fabric.hits);
-                        if let Some(copy) = fate.copy {
-                            let Letter { to, epoch, sender, input } = &letter;
-                            let again = Letter { to: *to, epoch: *epoch, sender: *sender, input: input.clone() };
-                            self.fabric.heap.push(copy, Mark::Letter(Box::new(again)));
-                        }
-                        match fate.at {
-                            Some(at) => self.fabric.heap.push(at, Mark::Letter(Box::new(letter))),
-                            None => self.lost_letters += 1,
-                        }
+                        let is_sent = mail::send(&mut self.faults, &mut self.fabric, at, index, letter);
+                        self.lost_letters += u64::from(!is_sent);
                     }
                     None => self.lost_letters += 1,
                 },
@@ -390,6 +432,7 @@ impl<M: Serve> WorldOf<M> {
                 }
             }
         }
+        self.is_plain = forwards == 1 && others == 0;
         if has_ended {
             self.tell_ends();
             self.arm_arrival();
@@ -401,8 +444,11 @@ impl<M: Serve> WorldOf<M> {
     #[inline]
     pub(crate) fn arm_tick(&mut self, index: u32) {
         let node = &mut self.nodes[index as usize];
-        let Some((at, _)) = node.pump.as_ref().and_then(Pump::deadline) else { return };
-        let at = node.clock.when(at).max(self.now);
+        let at = node.tick_due().map(|(at, _)| at.max(self.now));
+        if let Some(checks) = &mut self.checks {
+            checks.expect_tick(index, at);
+        }
+        let Some(at) = at else { return };
         if node.tick_at.is_none_or(|tick_at| at < tick_at) {
             node.tick_at = Some(at);
             self.fabric.heap.push(at, Mark::Tick { node: index });
@@ -410,13 +456,14 @@ impl<M: Serve> WorldOf<M> {
     }
 
     fn tick(&mut self, index: u32) {
+        self.land(index);
         let node = &mut self.nodes[index as usize];
         if node.tick_at != Some(self.now) {
             return;
         }
         node.tick_at = None;
-        let Some((at, why)) = node.pump.as_ref().and_then(Pump::deadline) else { return };
-        if node.clock.when(at) > self.now {
+        let Some((at, why)) = node.tick_due() else { return };
+        if at > self.now {
             self.arm_tick(index);
             return;
         }
@@ -426,77 +473,13 @@ impl<M: Serve> WorldOf<M> {
         assert!(node.ticks < TICKS_MAX, "worker {index} at {} asks for ticks without end: {why}", self.now);
     }
 
-    pub(crate) fn deliver(&mut self, letter: Letter) {
-        if let Some(from) = sender(&letter.input)
-            && let Some(line) = self.faults.post.cut_by(from, letter.to)
-        {
-            self.fabric.hits.add(line, 1);
-            self.faults.post.hold(from, letter.to, Parcel::Letter(Box::new(letter)));
-            return;
-        }
-        let Letter { to, epoch, sender, input } = letter;
-        if self.fabric.lives[to as usize] != Some(epoch) {
-            self.lost_letters += 1;
-            self.return_to_sender(to, input);
-            return;
-        }
-        match &input {
-            Input::Peer { id, up } => self.nodes[to as usize].seen[id.0 as usize] = up.and(sender),
-            // Over a connection that is down by now, or of which the receiver has not heard yet.
-            Input::Recv { from, .. } if self.nodes[to as usize].seen[from.0 as usize] != sender => {
-                self.lost_letters += 1;
-                return;
-            }
-            Input::Recv { .. }
-            | Input::Tick
-            | Input::Submit(_)
-            | Input::Cancel { .. }
-            | Input::Done { .. }
-            | Input::Control(_) => {}
-        }
-        self.feed(to, input);
-    }
-
-    pub(crate) fn post(&mut self, to: u32, latency_ns: u64, input: Input) {
-        let Some(epoch) = self.fabric.lives[to as usize] else {
-            self.lost_letters += 1;
-            self.return_to_sender(to, input);
-            return;
-        };
-        self.post_to(to, epoch, latency_ns, input);
-    }
-
-    pub(crate) fn post_to(&mut self, to: u32, epoch: Epoch, latency_ns: u64, input: Input) {
-        let sender = match &input {
-            Input::Peer { id, up } => up.map(|life| (life, self.faults.wires.number(id.0, to))),
-            Input::Tick
-            | Input::Submit(_)
-            | Input::Cancel { .. }
-            | Input::Recv { .. }
-            | Input::Done { .. }
-            | Input::Control(_) => None,
-        };
-        let class = if matches!(input, Input::Submit(_)) { Class::Ask } else { Class::Stream };
-        let mut at = self.now.after_ns(latency_ns);
-        let letter = Box::new(Letter { to, epoch, sender, input });
-        if !self.faults.post.is_quiet(self.now) && matches!(letter.input, Input::Submit(_) | Input::Cancel { .. }) {
-            match self.faults.post.fate(at, ROUTER, to, class, &mut self.fabric.hits).at {
-                Some(late) => at = late,
-                None => {
-                    self.lost_letters += 1;
-                    self.return_to_sender(to, letter.input);
-                    return;
-                }
-            }
-        }
-        self.fabric.heap.push(at, Mark::Letter(letter));
-    }
-
     fn advance_links(&mut self) {
         let mut done = std::mem::take(&mut self.flows_done);
         self.fabric.links.advance(self.now, &mut done);
+        self.tell_links();
         for flow in done.drain(..) {
             let Some(place) = self.fabric.flow_ended(flow) else { continue };
+            self.land_before(place.node);
             self.nodes[place.node as usize].lanes.on_flow(self.now, place.seq, &mut self.fabric);
             self.drain(place.node);
         }
@@ -509,6 +492,7 @@ impl<M: Serve> WorldOf<M> {
             self.fabric.depots[depot].disk.advance(self.now, &mut done);
             for job in done.drain(..) {
                 let Some(place) = self.fabric.job_ended(depot, job) else { continue };
+                self.land_before(place.node);
                 self.nodes[place.node as usize].lanes.on_job(self.now, place.seq, &mut self.fabric);
                 self.drain(place.node);
             }

@@ -141,6 +141,7 @@ impl<M: Serve> WorldOf<M> {
     }
 
     pub(crate) fn end(&mut self, request: RequestId, end: End) {
+        self.land_request(request);
         self.clients.end(self.now, request, end);
         if self.clients.has_ended() {
             self.tell_ends();
@@ -190,11 +191,14 @@ impl<M: Serve> WorldOf<M> {
         }
         let cancelled = if let RouterInput::Cancel { request } = input { Some(request) } else { None };
         let Some(router) = &mut self.router else { return };
-        if self.observers.is_empty() {
+        if self.observers.is_empty() && self.checks.is_none() {
             router.pump.step(now, input);
         } else {
             let told = input.clone();
             router.pump.step(now, input);
+            if let Some(checks) = &mut self.checks {
+                checks.on_router(now, &told, router.pump.outputs());
+            }
             for observer in &mut self.observers {
                 observer.on_router(now, &told, router.pump.outputs());
             }
@@ -204,6 +208,7 @@ impl<M: Serve> WorldOf<M> {
             match output {
                 RouterOutput::Route(route) => self.route(&route),
                 RouterOutput::Cancel { request, worker, .. } => {
+                    self.land(worker.0);
                     if self.clients.call_back(request, worker.0) {
                         let latency_ns = self.router.as_ref().map_or(0, |router| router.latency_ns);
                         self.post(worker.0, latency_ns, Input::Cancel { request });
@@ -220,6 +225,7 @@ impl<M: Serve> WorldOf<M> {
 
     fn route(&mut self, route: &Route) {
         let Route { request, attempt, prefill, decode, room, .. } = *route;
+        self.land_request(request);
         if !self.clients.open(self.now, request, attempt, prefill.map(|id| id.0), decode.0) {
             let output = self.clients.records[request.0 as usize].tokens;
             self.end(request, End::Finished(Finish::Length));
@@ -246,6 +252,7 @@ impl<M: Serve> WorldOf<M> {
     pub(super) fn return_to_sender(&mut self, to: u32, input: Input) {
         let Input::Submit(submit) = input else { return };
         let request = submit.request;
+        self.land_request(request);
         let Some(live) = &mut self.clients.live[request.0 as usize] else { return };
         let is_open = live.close(to);
         let attempt = live.attempt;

@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use pd_core::batch::{Batch, Run};
 use pd_core::config::WorkerConfig;
 use pd_core::cost::{Cost, LinkCost};
 use pd_core::digest::Digest;
-use pd_core::event::{Event, Finish, Served};
+use pd_core::event::{Event, Finish, Miss, MissReason, Served};
 use pd_core::id::{Epoch, GpuPage, OpId, RequestId};
 use pd_core::machine::{Machine, Outbox};
 use pd_core::metrics::Metrics;
-use pd_core::op::{Command, Outcome as Ended, Prompt, Run, Submit};
+use pd_core::op::{Command, Outcome as Ended, Prompt, Submit};
 use pd_core::router::LoadReport;
 
 use super::*;
@@ -46,26 +47,20 @@ impl Toy {
         if self.is_busy || self.live.is_empty() {
             return;
         }
-        let mut runs = Vec::with_capacity(self.live.len());
+        let mut batch = Box::<Batch>::default();
         for sequence in &mut self.live {
             let end = sequence.submit.prompt.length + sequence.made;
             let want = end.div_ceil(self.page_size);
-            let pages = (sequence.pages..want).map(|page| GpuPage(sequence.first_page + page)).collect();
-            runs.push(Run {
-                request: sequence.submit.request,
-                start: sequence.done,
-                count: end - sequence.done,
-                sample: true,
-                table_from: sequence.pages,
-                pages,
-            });
+            let pages: Vec<_> = (sequence.pages..want).map(|page| GpuPage(sequence.first_page + page)).collect();
+            let count = end - sequence.done;
+            batch.push(Run::new(sequence.submit.request, sequence.done, count, true, sequence.pages), &pages);
             sequence.pages = want;
             sequence.done = end;
         }
         let op = OpId { epoch: self.epoch, seq: self.next };
         self.next += 1;
         self.is_busy = true;
-        out.push(Output::Start { op, after: Vec::new(), command: Command::Forward(runs) });
+        out.push(Output::Start { op, after: Vec::new(), command: Command::Forward(batch) });
     }
 }
 
@@ -76,15 +71,18 @@ impl Machine for Toy {
     fn step(&mut self, _now: Instant, input: Input, out: &mut Outbox<Output>) {
         match input {
             Input::Submit(submit) => {
-                out.push(Output::Emit { request: submit.request, event: Event::Admitted(Box::<Served>::default()) });
+                let prompt = submit.prompt.length;
+                let misses = vec![Miss { reason: MissReason::NothingStored, tokens: prompt }];
+                let served = Served { prompt, misses, ..Served::default() };
+                out.push(Output::Emit { request: submit.request, event: Event::Admitted(Box::new(served)) });
                 let first_page = self.pages;
                 self.pages += (submit.prompt.length + submit.limit).div_ceil(self.page_size);
                 self.live.push(Sequence { submit: *submit, done: 0, made: 0, pages: 0, first_page });
             }
-            Input::Done { outcome: Ended::Sampled(tokens), .. } => {
+            Input::Done { outcome: Ended::Sampled(sampled), .. } => {
                 self.is_busy = false;
                 self.metrics.forwards += 1;
-                for (sequence, token) in self.live.iter_mut().zip(tokens) {
+                for (sequence, &token) in self.live.iter_mut().zip(sampled.tokens()) {
                     sequence.made += 1;
                     out.push(Output::Emit { request: sequence.submit.request, event: Event::Token(token) });
                     if sequence.made == sequence.submit.limit {
@@ -189,7 +187,8 @@ pub(super) fn load(count: u64, gap_ns: u64, is_closed: bool) -> Box<dyn Source> 
 
 pub(super) fn setup(loads: Vec<Box<dyn Source>>) -> Setup {
     let rate = NonZeroU64::new(1_000_000_000).expect("a rate");
-    let cost = LinkCost { request_ns: 0, descriptor_ps: 0, bytes_per_second: rate, latency_ns: 0 };
+    let cost =
+        LinkCost { request_ns: 0, descriptor_ps: 0, descriptors_ahead: 0, bytes_per_second: rate, latency_ns: 0 };
     let path = PathSetup { links: Vec::new(), cost };
     let wire = WireSetup { out: Vec::new(), into: Vec::new(), cost };
     let mut config = WorkerConfig {
@@ -306,5 +305,5 @@ fn pages_that_hold_something_else_are_reported() {
     while world.turn() {}
     let outcome = world.finish();
     let first = &outcome.violations[0];
-    assert_eq!((first.worker, first.request, first.page), (0, Some(RequestId(0)), 1));
+    assert_eq!((first.worker, first.request, first.page), (Some(0), Some(RequestId(0)), Some(1)));
 }

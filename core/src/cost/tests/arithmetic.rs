@@ -73,11 +73,30 @@ fn a_curve_follows_its_function_and_never_falls() {
 #[test]
 fn a_link_adds_request_descriptors_bytes_and_latency() {
     let bytes_per_second = NonZeroU64::new(50_000_000_000).expect("not zero");
-    let link = LinkCost { request_ns: 395_000, descriptor_ps: 2_500, bytes_per_second, latency_ns: 5_000 };
+    let link = LinkCost {
+        request_ns: 395_000,
+        descriptor_ps: 2_500,
+        descriptors_ahead: 0,
+        bytes_per_second,
+        latency_ns: 5_000,
+    };
     assert_eq!(link.time_ns(0, 0), 400_000);
     assert_eq!(link.time_ns(5_000_000_000, 1_000), 100_000_000 + 2_500 + 400_000);
     assert_eq!(link.time_ns(1, 1), 400_000 + 2 + 1);
     assert_eq!(link.time_ns(u64::MAX, u64::MAX), u64::MAX);
+}
+
+#[test]
+fn descriptors_beyond_those_posted_ahead_hide_behind_bytes_until_they_are_slower() {
+    let bytes_per_second = NonZeroU64::new(1_000_000_000).expect("not zero");
+    let link =
+        LinkCost { request_ns: 100, descriptor_ps: 1_000_000, descriptors_ahead: 10, bytes_per_second, latency_ns: 5 };
+    assert_eq!(link.time_ns(50_000, 10), 105 + 10_000 + 50_000, "all of them ahead");
+    assert_eq!(link.time_ns(50_000, 60), 105 + 10_000 + 50_000, "fifty hidden behind 50 us of bytes");
+    assert_eq!(link.rate(50_000, 60), 1_000_000_000);
+    assert_eq!(link.time_ns(50_000, 110), 105 + 10_000 + 100_000, "a hundred are slower than the bytes");
+    assert_eq!(link.rate(50_000, 110), 500_000_000);
+    assert_eq!(link.setup_ns(110), 10_105);
 }
 
 #[test]

@@ -103,9 +103,9 @@ fn the_device_is_told_growth_of_the_table_only() {
     toy.run();
     let mut known = 0;
     for forward in &toy.forwards {
-        let Command::Forward(runs) = &forward.command else { unreachable!() };
-        assert_eq!(runs[0].table_from, known);
-        known += runs[0].pages.len() as u32;
+        let Command::Forward(batch) = &forward.command else { unreachable!() };
+        assert_eq!(batch.runs()[0].table_from, known);
+        known += batch.runs()[0].pages_count();
     }
     assert_eq!(known, 6, "24 tokens have KV");
 }

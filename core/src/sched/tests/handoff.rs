@@ -208,6 +208,55 @@ fn pages_that_the_sink_has_are_not_pushed() {
 }
 
 #[test]
+fn without_layers_nothing_is_pushed_before_the_last_chunk_is_done() {
+    let mut cluster = Cluster::new(1, 64, |config| config.transfer.layerwise = false);
+    cluster.submit(1, &words(1, 37), 9, 1);
+    let mut forwards = 0;
+    loop {
+        let lane = &cluster.toys[1].lane;
+        let pushes = lane.iter().filter(|started| matches!(started.command, Command::Push(_))).count();
+        let is_computed = cluster.toys[1].bench.metrics.computed_tokens == 37;
+        assert_eq!(pushes, usize::from(is_computed), "one push of everything, behind nothing");
+        if is_computed {
+            break;
+        }
+        forwards += u32::from(!lane.is_empty());
+        cluster.step();
+    }
+    assert!(forwards > 1, "the prompt is longer than a chunk");
+    cluster.run();
+    assert_eq!(cluster.toys[1].bench.metrics.push_pages, 10);
+    assert!(is_good(&cluster.toys[0].ending(1)));
+    cluster.toys[0].check_answer(1);
+    cluster.check_rest();
+}
+
+#[test]
+fn without_layers_a_failed_forward_of_the_source_is_computed_again() {
+    for place in 0..3 {
+        let mut cluster = Cluster::new(1, 64, |config| config.transfer.layerwise = false);
+        cluster.submit(1, &words(1, 37), 6, 1);
+        let mut count = 0;
+        loop {
+            let is_delivered = cluster.deliver();
+            let is_worked = cluster.work(|id, command| {
+                count += u32::from(id == 1 && matches!(command, Command::Forward(_)));
+                (id == 1 && count == place + 1 && matches!(command, Command::Forward(_))).then_some(Fault::Device)
+            });
+            if !is_delivered && !is_worked {
+                break;
+            }
+        }
+        cluster.run();
+        assert!(is_good(&cluster.toys[0].ending(1)), "failure {place}");
+        assert_eq!(cluster.toys[0].bench.metrics.local_recomputes, 0, "nobody else had to compute it");
+        assert_eq!(cluster.toys[1].ending(1), Event::HandedOver);
+        cluster.toys[0].check_answer(1);
+        cluster.check_rest();
+    }
+}
+
+#[test]
 fn cancelling_either_end_at_any_point_gives_everything_back() {
     for worker in 0..2 {
         for step in 0..40 {
@@ -362,8 +411,10 @@ proptest! {
         actions in prop::collection::vec(action(), 1..80),
         (pages, clip) in (14..40_u32, 1..12_u32),
         host in 0..20_u32,
+        layerwise in any::<bool>(),
     ) {
         let mut cluster = Cluster::new(2, pages, |config| {
+            config.transfer.layerwise = layerwise;
             config.sched.clip_max_new_tokens = clip;
             config.sched.reserve_steps = 2;
             config.kv.host_pages = host;

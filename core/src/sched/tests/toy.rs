@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::vec::Vec;
 
+use crate::batch::Run;
 use crate::config::WorkerConfig;
 use crate::cost::Cost;
 use crate::cx::Owner;
@@ -13,7 +14,7 @@ use crate::event::{Event, Finish};
 use crate::id::{GpuPage, HostPage, OpId, PageKey, RequestId, Token, WorkerId};
 use crate::kv::{Kv, Lease};
 use crate::message::Message;
-use crate::op::{Command, Fault, LaneKind, Leg, Outcome, Output, Prompt, Run, Submit};
+use crate::op::{Command, Fault, LaneKind, Leg, Outcome, Output, Prompt, Submit};
 use crate::sched::Sched;
 use crate::testkit::{Bench, prompt};
 use crate::time::Instant;
@@ -238,19 +239,19 @@ impl Toy {
 
     /// A driver keeps the tables of a forward that fails; the KV is not there.
     fn poison(&mut self, command: &Command) {
-        if let Command::Forward(runs) = command {
-            for run in runs {
-                self.tell(run);
+        if let Command::Forward(batch) = command {
+            for run in batch.runs() {
+                self.tell(run, batch.pages(run));
                 self.poisoned.insert(run.request);
             }
         }
     }
 
-    fn tell(&mut self, run: &Run) {
+    fn tell(&mut self, run: &Run, pages: &[GpuPage]) {
         let table = self.tables.entry(run.request).or_default();
         table.truncate(run.table_from as usize);
         assert_eq!(table.len(), run.table_from as usize, "no page of the table is left out");
-        table.extend(&run.pages);
+        table.extend(pages);
         if run.table_from == 0 {
             self.poisoned.remove(&run.request);
         }
@@ -259,10 +260,10 @@ impl Toy {
     fn carry_out(&mut self, command: &Command) -> Outcome {
         let page_size = self.config.kv.page_size as usize;
         match command {
-            Command::Forward(runs) => {
+            Command::Forward(batch) => {
                 let mut tokens = Vec::new();
-                for run in runs {
-                    self.tell(run);
+                for run in batch.runs() {
+                    self.tell(run, batch.pages(run));
                     let table = &self.tables[&run.request];
                     if self.poisoned.contains(&run.request) {
                         for position in run.start..run.start + run.count {
@@ -291,7 +292,7 @@ impl Toy {
                         tokens.push(sampled(state));
                     }
                 }
-                Outcome::Sampled(tokens)
+                Outcome::Sampled(tokens.into_iter().collect())
             }
             Command::LoadBack(pages) => {
                 for (from, to) in pages {
@@ -401,8 +402,8 @@ impl Toy {
     pub(super) fn runs(&self) -> Vec<Vec<(u64, u32, u32, bool)>> {
         let mut all = Vec::new();
         for started in &self.forwards {
-            if let Command::Forward(runs) = &started.command {
-                all.push(runs.iter().map(|run| (run.request.0, run.start, run.count, run.sample)).collect());
+            if let Command::Forward(batch) = &started.command {
+                all.push(batch.runs().iter().map(|run| (run.request.0, run.start, run.count, run.sample)).collect());
             }
         }
         all

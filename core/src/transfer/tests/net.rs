@@ -19,10 +19,11 @@ use crate::kv::Lease;
 use crate::machine::Outbox;
 use crate::message::{AbortReason, Layout, Message};
 use crate::metrics::Metrics;
+use crate::mutant::{Mutant, Mutation};
 use crate::op::{Command, Output, Prompt, Push};
 use crate::rng::{Rng, Stream};
 use crate::time::Instant;
-use crate::transfer::{Mutant, Transfer, TransferEvent};
+use crate::transfer::{Transfer, TransferEvent};
 
 pub(super) const PAGE_SIZE: u32 = 4;
 pub(super) const ROOT: PageKey = PageKey(77);
@@ -96,7 +97,7 @@ pub(super) struct Net {
     pub(super) views: BTreeMap<(WorkerId, WorkerId), u32>,
     pub(super) flights: Vec<Flight>,
     pub(super) faults: Vec<String>,
-    pub(super) mutant: Mutant,
+    pub(super) mutation: Mutation,
     pub(super) connections: u32,
 }
 
@@ -132,7 +133,7 @@ impl Net {
             views: BTreeMap::new(),
             flights: Vec::new(),
             faults: Vec::new(),
-            mutant: Mutant::None,
+            mutation: Mutation::default(),
             connections: 0,
         };
         for (id, mode) in workers {
@@ -142,8 +143,8 @@ impl Net {
     }
 
     pub(super) fn start(&mut self, id: WorkerId, mode: Mode, config: TransferConfig, epoch: Epoch) {
-        let mut transfer = Transfer::new(config.clone(), mode, epoch, ROOT);
-        transfer.mutant = self.mutant;
+        let config = TransferConfig { mutation: self.mutation, ..config };
+        let transfer = Transfer::new(config.clone(), mode, epoch, ROOT);
         let node = Node {
             transfer,
             epoch,
@@ -177,9 +178,9 @@ impl Net {
     }
 
     pub(super) fn mutate(&mut self, mutant: Mutant) {
-        self.mutant = mutant;
+        self.mutation = Mutation::of(mutant);
         for node in self.nodes.values_mut() {
-            node.transfer.mutant = mutant;
+            node.transfer.mutate(self.mutation);
         }
     }
 

@@ -16,8 +16,8 @@ use super::net::{D, End, Net, P, Q, ROOT, layout, prompt};
 use crate::config::Mode;
 use crate::id::{Epoch, Generation, GpuPage, RequestId, Room, Token, WorkerId};
 use crate::message::{AbortReason, End as Side, Handoff, Hello, Message, Mismatch, VERSION, Want};
+use crate::mutant::Mutant;
 use crate::op::{Fault, Outcome};
-use crate::transfer::Mutant;
 
 #[derive(Clone, Copy, Debug)]
 enum Act {
@@ -70,9 +70,11 @@ fn prefill(second: bool) -> WorkerId {
 }
 
 impl Run {
-    fn new(mutant: Mutant) -> Self {
+    fn new(mutant: Option<Mutant>) -> Self {
         let mut net = Net::new();
-        net.mutate(mutant);
+        if let Some(mutant) = mutant {
+            net.mutate(mutant);
+        }
         Self { net, begun: 0, late: Vec::new(), old: Vec::new() }
     }
 
@@ -245,7 +247,7 @@ impl Run {
     }
 }
 
-fn run(acts: &[Act], mutant: Mutant) -> Run {
+fn run(acts: &[Act], mutant: Option<Mutant>) -> Run {
     let mut run = Run::new(mutant);
     for act in acts {
         run.apply(*act);
@@ -262,7 +264,7 @@ proptest! {
 
     #[test]
     fn no_page_is_reused_while_it_may_be_written_and_everything_ends(acts in prop::collection::vec(act(), 1..160)) {
-        let run = run(&acts, Mutant::None);
+        let run = run(&acts, None);
         prop_assert!(run.net.faults.is_empty(), "{:#?}", run.net.faults);
     }
 }
@@ -310,7 +312,7 @@ proptest! {
     fn nothing_that_a_peer_says_stops_a_worker(
         acts in prop::collection::vec((act(), forged(), 0..4_usize), 1..120),
     ) {
-        let mut run = Run::new(Mutant::None);
+        let mut run = Run::new(None);
         for (act, message, line) in acts {
             run.apply(act);
             let (from, to) = [(D, P), (P, D), (D, Q), (Q, D)][line];
@@ -331,7 +333,7 @@ fn random_runs_reach_the_rare_branches_and_see_each_mistake() {
     let mut ends = [0; 5];
     let mut marks = crate::metrics::Metrics::default();
     for case in &cases {
-        let run = run(case, Mutant::None);
+        let run = run(case, None);
         run.net.is_clean();
         for node in run.net.nodes.values() {
             marks.merge(&node.metrics);
@@ -354,7 +356,7 @@ fn random_runs_reach_the_rare_branches_and_see_each_mistake() {
     }
     for mutant in [Mutant::FenceOnTimeout, Mutant::FenceOnSourceAbort, Mutant::AckBeforeDrained, Mutant::BelieveCopies]
     {
-        let seen = cases.iter().filter(|case| !run(case, mutant).net.faults.is_empty()).count();
+        let seen = cases.iter().filter(|case| !run(case, Some(mutant)).net.faults.is_empty()).count();
         std::println!("{mutant:?}: seen in {seen} of {} runs", cases.len());
         assert!(seen > 0, "{mutant:?} was not seen");
     }

@@ -7,8 +7,9 @@ use crate::config::{Mode, TransferBackend, TransferConfig};
 use crate::event::Refusal;
 use crate::id::{Epoch, Generation, PageKey, RequestId, Room, Token, WorkerId};
 use crate::message::{AbortReason, End as Side, Handoff, Hello, Layout, Message, Mismatch, VERSION};
+use crate::mutant::Mutant;
 use crate::op::Outcome;
-use crate::transfer::{Mutant, Wait};
+use crate::transfer::Wait;
 
 const R: RequestId = RequestId(7);
 
