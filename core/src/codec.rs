@@ -2,6 +2,9 @@
 //!
 //! Fixed-width little-endian integers, `u32` lengths, one tag byte per enum variant. Decoding never panics and never
 //! allocates more than the bytes at hand justify. The form is versioned as a whole by [`crate::message::VERSION`].
+//!
+//! Files use the [`Compact`] form of the same: integers of four and eight bytes as LEB128 varints, so that a small number
+//! is one byte.
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -39,6 +42,29 @@ impl Sink for Vec<u8> {
     }
 }
 
+/// Writes the compact form: integers as varints, seven bits to the byte, the low ones first.
+#[derive(Debug)]
+pub struct Compact<'a>(pub &'a mut Vec<u8>);
+
+impl Sink for Compact<'_> {
+    fn u8(&mut self, value: u8) {
+        self.0.push(value);
+    }
+    fn u32(&mut self, value: u32) {
+        self.u64(u64::from(value));
+    }
+    fn u64(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.0.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.0.push(value as u8);
+    }
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+}
+
 /// What can be wrong with bytes from outside.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum DecodeError {
@@ -66,6 +92,12 @@ pub enum DecodeError {
         /// The length.
         length: u64,
     },
+    /// A varint of more bits than its integer has.
+    #[error("byte {at}: a number that is too large for its type")]
+    Varint {
+        /// Offset of the number.
+        at: usize,
+    },
     /// Text that is not UTF-8.
     #[error("byte {at}: text is not UTF-8")]
     Text {
@@ -85,13 +117,20 @@ pub enum DecodeError {
 pub struct Source<'a> {
     bytes: &'a [u8],
     at: usize,
+    is_compact: bool,
 }
 
 impl<'a> Source<'a> {
     /// Reads from the start of `bytes`.
     #[must_use]
     pub const fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0 }
+        Self { bytes, at: 0, is_compact: false }
+    }
+
+    /// Reads what [`Compact`] wrote.
+    #[must_use]
+    pub const fn compact(bytes: &'a [u8]) -> Self {
+        Self { bytes, at: 0, is_compact: true }
     }
 
     /// Offset of the next byte.
@@ -127,21 +166,46 @@ impl<'a> Source<'a> {
         Ok(self.bytes(1)?[0])
     }
 
-    /// Four bytes.
+    fn varint(&mut self) -> Result<u64, DecodeError> {
+        let start = self.at;
+        let mut value = 0_u64;
+        for shift in (0..u64::BITS).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7f);
+            // The tenth byte has room for one bit.
+            if shift == 63 && bits > 1 {
+                break;
+            }
+            value |= bits << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(DecodeError::Varint { at: start })
+    }
+
+    /// An integer of four bytes.
     ///
     /// # Errors
-    /// [`DecodeError::Short`].
+    /// [`DecodeError::Short`], or [`DecodeError::Varint`] in the compact form.
     pub fn u32(&mut self) -> Result<u32, DecodeError> {
+        if self.is_compact {
+            let at = self.at;
+            return u32::try_from(self.varint()?).map_err(|_| DecodeError::Varint { at });
+        }
         let mut word = [0; 4];
         word.copy_from_slice(self.bytes(4)?);
         Ok(u32::from_le_bytes(word))
     }
 
-    /// Eight bytes.
+    /// An integer of eight bytes.
     ///
     /// # Errors
-    /// [`DecodeError::Short`].
+    /// [`DecodeError::Short`], or [`DecodeError::Varint`] in the compact form.
     pub fn u64(&mut self) -> Result<u64, DecodeError> {
+        if self.is_compact {
+            return self.varint();
+        }
         let mut word = [0; 8];
         word.copy_from_slice(self.bytes(8)?);
         Ok(u64::from_le_bytes(word))
@@ -371,3 +435,6 @@ macro_rules! codec {
         }
     };
 }
+
+#[cfg(test)]
+mod tests;

@@ -80,7 +80,8 @@ pub enum StorageMode {
 }
 
 /// The cache.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct KvConfig {
     /// Tokens per page, 1 to 1,024.
     pub page_size: u32,
@@ -133,6 +134,7 @@ pub struct KvConfig {
     /// Publish changes for routers.
     pub kv_events: bool,
     /// A deliberate mistake, in tests of the checkers.
+    #[serde(skip)]
     pub mutation: Mutation,
 }
 
@@ -156,7 +158,8 @@ pub enum SchedulePolicy {
 }
 
 /// The scheduler.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SchedConfig {
     /// Order of admission.
     pub policy: SchedulePolicy,
@@ -196,6 +199,7 @@ pub struct SchedConfig {
     /// ends where the room does.
     pub context_length: u32,
     /// A deliberate mistake, in tests of the checkers.
+    #[serde(skip)]
     pub mutation: Mutation,
 }
 
@@ -211,7 +215,8 @@ pub enum TransferBackend {
 }
 
 /// The hand-off between prefill and decode.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TransferConfig {
     /// What carries the pages.
     pub backend: TransferBackend,
@@ -234,11 +239,13 @@ pub struct TransferConfig {
     /// Most rooms open at once, both ends together, those that only a peer has named included.
     pub rooms_max: u32,
     /// A deliberate mistake, in tests of the checkers.
+    #[serde(skip)]
     pub mutation: Mutation,
 }
 
 /// One worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct WorkerConfig {
     /// Its name.
     pub worker: WorkerId,

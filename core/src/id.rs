@@ -100,12 +100,13 @@ pub struct PageKey(pub u128);
 impl Codec for PageKey {
     #[inline]
     fn encode<S: Sink>(&self, sink: &mut S) {
-        sink.u64((self.0 >> 64) as u64);
-        sink.u64(self.0 as u64);
+        // A hash is never a small number: raw bytes in the compact form, too. Two words, the upper one first.
+        sink.bytes(&self.0.rotate_left(64).to_le_bytes());
     }
     fn decode(source: &mut Source<'_>) -> Result<Self, DecodeError> {
-        let high = u128::from(source.u64()?);
-        Ok(Self(high << 64 | u128::from(source.u64()?)))
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(source.bytes(16)?);
+        Ok(Self(u128::from_le_bytes(bytes).rotate_left(64)))
     }
 }
 

@@ -19,12 +19,14 @@
 mod queue;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::collections::{BTreeSet, VecDeque};
 
 use pd_core::time::Instant;
 
 use self::queue::Queue;
+pub use self::view::DiskView;
 
 /// A disk and the jobs on it.
 #[derive(Clone, Debug)]

@@ -5,7 +5,10 @@
 pub mod append_map;
 pub mod check;
 pub mod disk;
+pub mod dump;
+pub mod explain;
 pub mod fault;
+pub mod fields;
 pub mod hardware;
 pub mod heap;
 pub mod journal;
@@ -26,4 +29,5 @@ pub mod store;
 pub mod sweep;
 pub mod trace;
 pub mod units;
+pub mod words;
 pub mod world;

@@ -9,13 +9,12 @@ use pd_core::id::{Epoch, GpuPage, PageKey, RequestId, Token};
 use pd_core::machine::Machine;
 use pd_core::metrics::Metrics;
 use pd_core::op::{Input, Output};
-use pd_core::pump::Pump;
+use pd_core::pump::{NoTap, Pump};
 use pd_core::router::LoadReport;
 use pd_core::time::Instant;
 use pd_core::worker::{Census, Waits, Worker};
 
 use crate::fault::{Clock, Speed};
-use crate::journal::{Journal, Watch};
 use crate::lane::{LaneSpec, LaneUse, Lanes};
 use crate::observe::Gauge;
 use crate::record::WorkerRecord;
@@ -69,6 +68,10 @@ pub trait Serve: Machine<Input = Input, Output = Output> + Sized {
     }
     /// Panics if anything is left of what has ended, in a machine at rest.
     fn check_rest(&self) {}
+    /// The worker itself, for those who ask it; none for a toy.
+    fn as_worker(&self) -> Option<&Worker> {
+        None
+    }
 }
 
 impl Serve for Worker {
@@ -120,6 +123,9 @@ impl Serve for Worker {
     fn check_rest(&self) {
         self.check_rest();
     }
+    fn as_worker(&self) -> Option<&Worker> {
+        Some(self)
+    }
 }
 
 /// One worker of a world.
@@ -130,7 +136,7 @@ pub struct Node<M: Serve> {
     pub(crate) spec: LaneSpec,
     pub(crate) latency_ns: u64,
     /// None while it is down.
-    pub(crate) pump: Option<Pump<M, Watch>>,
+    pub(crate) pump: Option<Pump<M, NoTap>>,
     pub(crate) lanes: Lanes,
     /// The earliest tick in the event queue.
     pub(crate) tick_at: Option<Instant>,
@@ -149,19 +155,11 @@ pub struct Node<M: Serve> {
     /// What earlier lives did.
     past: WorkerRecord,
     digest: Digest,
-    has_journal: bool,
 }
 
 impl<M: Serve> Node<M> {
     /// A worker that is down.
-    pub(crate) fn new(
-        config: WorkerConfig,
-        cost: Cost,
-        spec: LaneSpec,
-        latency_ns: u64,
-        workers: usize,
-        has_journal: bool,
-    ) -> Self {
+    pub(crate) fn new(config: WorkerConfig, cost: Cost, spec: LaneSpec, latency_ns: u64, workers: usize) -> Self {
         let lanes = Lanes::new(spec.clone(), config.epoch);
         Self {
             config,
@@ -179,15 +177,13 @@ impl<M: Serve> Node<M> {
             coasting: Coasting::default(),
             past: WorkerRecord::default(),
             digest: Digest::new(),
-            has_journal,
         }
     }
 
     /// Starts a life.
     pub(crate) fn start(&mut self) {
         assert!(self.pump.is_none(), "a worker lives once at a time");
-        let watch = Watch { journal: self.has_journal.then(Journal::default) };
-        self.pump = Some(Pump::new(M::launch(self.config.clone(), self.cost.clone()), watch));
+        self.pump = Some(Pump::new(M::launch(self.config.clone(), self.cost.clone()), NoTap));
         self.lanes = Lanes::new(self.spec.clone(), self.config.epoch);
         self.lanes.set_slow(&self.slow);
         self.seen.fill(None);
@@ -217,7 +213,6 @@ impl<M: Serve> Node<M> {
         self.past.lanes = sum(self.past.lanes, self.lanes.lane_use());
         self.past.steps += pump.steps();
         self.digest.word(pump.fingerprint());
-        self.past.journals.extend(pump.tap.journal);
         self.past.fingerprint = self.digest.finish();
         true
     }

@@ -8,11 +8,14 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
+use pd_core::config::WorkerConfig;
+use pd_core::cost::Cost;
 use pd_core::id::{Epoch, OpId, RequestId};
 use pd_core::kv::Occupancy;
 use pd_core::op::{Input, LaneKind, Output};
-use pd_core::router::{RouterInput, RouterOutput};
+use pd_core::router::{Router, RouterConfig, RouterInput, RouterOutput};
 use pd_core::time::Instant;
+use pd_core::worker::Worker;
 
 use crate::record::Record;
 use crate::setup::Action;
@@ -109,6 +112,43 @@ pub trait Observer: fmt::Debug {
     fn on_gauge(&mut self, now: Instant, worker: u32, gauge: &Gauge) {
         let _ = (now, worker, gauge);
     }
+    /// A machine is about to begin a life; what makes another one that answers the same.
+    fn on_launch(&mut self, now: Instant, launch: Launch<'_>) {
+        let _ = (now, launch);
+    }
+    /// A worker is about to take an input. Not told of machines that are no workers (toys in tests).
+    fn before_worker(&mut self, now: Instant, worker: u32, input: &Input, machine: &Worker) {
+        let _ = (now, worker, input, machine);
+    }
+    /// A worker has taken an input; comes behind [`on_worker`](Self::on_worker).
+    fn after_worker(&mut self, now: Instant, worker: u32, machine: &Worker) {
+        let _ = (now, worker, machine);
+    }
+    /// The router is about to take an input.
+    fn before_router(&mut self, now: Instant, input: &RouterInput, router: &Router) {
+        let _ = (now, input, router);
+    }
+}
+
+/// What a machine is made of.
+#[derive(Clone, Copy, Debug)]
+pub enum Launch<'a> {
+    /// A life of a worker.
+    Worker {
+        /// Index of the worker.
+        worker: u32,
+        /// What it is told.
+        config: &'a WorkerConfig,
+        /// What it believes that things cost.
+        cost: &'a Cost,
+    },
+    /// The router, at the start of the run.
+    Router {
+        /// What it is told.
+        config: &'a RouterConfig,
+        /// What it believes that things cost.
+        cost: &'a Cost,
+    },
 }
 
 /// Lets a caller keep what a world watches with: give the world one handle and read the other after the run.
@@ -139,5 +179,17 @@ impl<T: Observer> Observer for Rc<RefCell<T>> {
     }
     fn on_gauge(&mut self, now: Instant, worker: u32, gauge: &Gauge) {
         self.borrow_mut().on_gauge(now, worker, gauge);
+    }
+    fn on_launch(&mut self, now: Instant, launch: Launch<'_>) {
+        self.borrow_mut().on_launch(now, launch);
+    }
+    fn before_worker(&mut self, now: Instant, worker: u32, input: &Input, machine: &Worker) {
+        self.borrow_mut().before_worker(now, worker, input, machine);
+    }
+    fn after_worker(&mut self, now: Instant, worker: u32, machine: &Worker) {
+        self.borrow_mut().after_worker(now, worker, machine);
+    }
+    fn before_router(&mut self, now: Instant, input: &RouterInput, router: &Router) {
+        self.borrow_mut().before_router(now, input, router);
     }
 }

@@ -8,7 +8,6 @@ use pd_core::time::Instant;
 
 use crate::check::Violation;
 use crate::disk::DiskUse;
-use crate::journal::Journal;
 use crate::lane::{LaneUse, Transfer};
 use crate::link::LinkUse;
 use crate::stats::LogHistogram;
@@ -91,8 +90,6 @@ pub struct WorkerRecord {
     pub lives: u32,
     /// Fingerprint over all its steps.
     pub fingerprint: u64,
-    /// One journal per life, if they were kept.
-    pub journals: Vec<Journal>,
 }
 
 /// What a store did.

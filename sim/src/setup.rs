@@ -153,8 +153,8 @@ pub struct Setup {
     pub router_latency_ns: u64,
     /// How often workers tell the router how busy they are; never if zero.
     pub load_report: Duration,
-    /// What prompts are keyed for, unless they say otherwise.
-    pub namespace: Namespace,
+    /// The namespace of the prompts that the loads make.
+    pub prompts: Namespace,
     /// Requests.
     pub loads: Vec<Box<dyn Source>>,
     /// Their answers.
@@ -167,8 +167,6 @@ pub struct Setup {
     pub linger: Duration,
     /// Recount all invariants after each step, and check what pages hold.
     pub check: bool,
-    /// Keep all inputs of all workers, for a replay.
-    pub journal: bool,
 }
 
 impl Setup {
@@ -182,14 +180,13 @@ impl Setup {
             router: None,
             router_latency_ns: 0,
             load_report: Duration::ZERO,
-            namespace: Namespace::default(),
+            prompts: Namespace::default(),
             loads: Vec::new(),
             answer: |seed, index| Token((seed as u32).wrapping_mul(1_000_003).wrapping_add(index)),
             script: Vec::new(),
             until: None,
             linger: Duration::ZERO,
             check: false,
-            journal: false,
         }
     }
 

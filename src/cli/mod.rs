@@ -1,7 +1,10 @@
 //! The commands, one file each.
 
+mod diff;
+mod inspect;
 mod outputs;
 mod plan;
+mod replay;
 mod sim;
 mod sweep;
 
@@ -22,6 +25,10 @@ enum Command {
     /// Run scenarios in virtual time and hold their gates against what happened.
     Sim(sim::Sim),
     Plan(Box<plan::Plan>),
+    /// Live a recorded run again and compare every step.
+    Replay(replay::Replay),
+    /// Find the first thing in which two runs differ.
+    Diff(diff::Diff),
 }
 
 /// Runs the command line. 0: all went well; 1: a gate is broken; 2: bad input.
@@ -29,5 +36,7 @@ pub(crate) fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Sim(sim) => sim.run(),
         Command::Plan(plan) => plan.run(),
+        Command::Replay(replay) => replay.run(),
+        Command::Diff(diff) => diff.run(),
     }
 }

@@ -11,10 +11,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use pd_core::time::Instant;
 use pd_sim::report;
 use pd_sim::report::html::About;
+use pd_sim::scenario::error::ScenarioError;
 use pd_sim::scenario::{Case, Document, Overrides};
 use pd_sim::units;
 use pd_sim::world::World;
 
+use super::inspect::Inspect;
 use super::outputs::{Outputs, Watched};
 use super::sweep::SweepArgs;
 
@@ -38,6 +40,8 @@ pub(crate) struct Sim {
     /// Print one JSON object per run, a line each, instead of pages.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    inspect: Inspect,
     #[command(flatten)]
     outputs: Outputs,
     #[command(flatten)]
@@ -67,9 +71,14 @@ impl Sim {
             };
             let names: Vec<String> = cases.iter().map(|case| short(&case.name).to_owned()).collect();
             let is_only = self.files.len() == 1 && (self.variant.is_some() || cases.len() == 1);
+            let runs = |name: &String| self.variant.as_ref().is_none_or(|wanted| wanted == name);
+            let chosen: Vec<String> = names.iter().filter(|name| runs(name)).cloned().collect();
+            if let Some(problem) = self.inspect.problem(self.files.len(), &chosen) {
+                return bad_input(&problem);
+            }
             // A sweep or a map is the file itself, many times.
             if self.variant.is_none() && (document.sweep().is_some() || document.append_map().is_some()) {
-                if let Some(flag) = self.outputs.first() {
+                if let Some(flag) = self.outputs.first().or_else(|| self.inspect.first()) {
                     let problem = format!("{flag} shows one run; {} is a sweep of many", file.display());
                     return bad_input(&problem);
                 }
@@ -83,20 +92,24 @@ impl Sim {
                 let problem = format!("{flag} is for files with a [sweep]; {} has none to run", file.display());
                 return bad_input(&problem);
             }
-            for case in cases {
+            let skipped = names.len() - cases.len();
+            for (index, case) in (skipped..).zip(cases) {
                 if self.variant.as_deref().is_some_and(|wanted| wanted != short(&case.name)) {
                     continue;
                 }
                 ran += 1;
                 let places = self.outputs.places(&case.name, is_only, &mut names_used);
-                let watched =
-                    if self.outputs.is_empty() { Ok(None) } else { Watched::begin(places, &case.setup).map(Some) };
-                match watched.and_then(|watched| run_case(case, self, watched.as_ref())) {
+                let again = || document.cases().map(|mut cases| cases.swap_remove(index));
+                let result = if self.inspect.replaces_report() {
+                    inspect(case, &again, self)
+                } else {
+                    let watched =
+                        if self.outputs.is_empty() { Ok(None) } else { Watched::begin(places, &case.setup).map(Some) };
+                    watched.and_then(|watched| run_case(case, self, watched.as_ref()))
+                };
+                match result {
                     Ok(is_good) => broken_runs += u32::from(!is_good),
-                    Err(problem) => {
-                        eprintln!("error: {problem}");
-                        return ExitCode::from(2);
-                    }
+                    Err(problem) => return bad_input(&problem),
                 }
             }
             if ran == 0 {
@@ -128,6 +141,14 @@ fn short(name: &str) -> &str {
     name.split_once('/').map_or("base", |(_, variant)| variant)
 }
 
+/// Shows something else of a case than its report. `again` reads it once more: a world runs once.
+fn inspect(case: Case, again: &dyn Fn() -> Result<Case, ScenarioError>, sim: &Sim) -> Result<bool, String> {
+    let mut first = Some(case.setup);
+    let mut make = || first.take().unwrap_or_else(|| again().expect("it was read a moment ago").setup);
+    let text = sim.inspect.instead(&case.name, sim.json, sim.until, &mut make)?;
+    Ok(text.is_none_or(|text| print(&text)))
+}
+
 /// Runs one case; false if a gate is broken.
 fn run_case(case: Case, sim: &Sim, watched: Option<&Watched>) -> Result<bool, String> {
     let bar = progress(&case.name);
@@ -135,12 +156,16 @@ fn run_case(case: Case, sim: &Sim, watched: Option<&Watched>) -> Result<bool, St
     if let Some(watched) = watched {
         watched.watch(&mut world);
     }
+    let journal = sim.inspect.record(&mut world, &case.name)?;
     let outcome = world.run_with(&mut |done, total, now| {
         bar.set_length(total);
         bar.set_position(done);
         bar.set_message(format!("{:.0} s simulated", now.0 as f64 / 1e9));
     });
     bar.finish_and_clear();
+    if let Some(journal) = journal {
+        journal.finish(outcome.ended)?;
+    }
     let values = report::values(&outcome);
     let broken: Vec<_> = case.gates.iter().filter_map(|gate| gate.check(&values).err()).collect();
     if let Some(watched) = watched {

@@ -1,5 +1,6 @@
 //! Tests of the whole: every scenario, determinism, replay, oracles, tidiness of the tree.
 
+mod explain;
 mod mutants;
 mod oracles;
 mod papers;

@@ -8,7 +8,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use pd::core::id::{PageKey, RequestId};
+use pd::core::id::PageKey;
 use pd::core::mutant::{Mutant, Mutation};
 use pd::core::time::Instant;
 use pd::sim::check::Violation;

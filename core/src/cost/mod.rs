@@ -28,6 +28,7 @@ pub mod hardware;
 pub mod link;
 pub mod load;
 pub mod polynomial;
+pub mod recipe;
 pub mod shape;
 pub mod table;
 
@@ -40,6 +41,7 @@ pub use hardware::Hardware;
 pub use link::{Link, LinkCost};
 pub use load::{Forward, Load};
 pub use polynomial::{DecodePolynomial, Polynomial};
+pub use recipe::Recipe;
 pub use shape::Model;
 pub use table::{Grid, Tables};
 
@@ -78,6 +80,7 @@ struct Kernels {
     hbm_bytes: u64,
     /// Weights and reserve of one rank.
     occupied_bytes: u64,
+    made_of: Box<recipe::Gpus>,
 }
 
 impl Cost {
@@ -107,6 +110,7 @@ impl Cost {
             kv_bytes_per_token_rank: model.kv_bytes_per_token_rank(tp),
             hbm_bytes: hardware.hbm_bytes,
             occupied_bytes,
+            made_of: Box::new(recipe::Gpus { hardware: hardware.clone(), model: model.clone(), tp }),
         };
         Ok(Self { form: Form::Kernels(Box::new(kernels)), cpu: hardware.cpu })
     }

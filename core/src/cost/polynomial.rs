@@ -9,10 +9,13 @@
 //!
 //! A constant service time, as M/D/1 wants it, is one with only `step` or `request`. A mixed step is the sum of both.
 
+use serde::{Deserialize, Serialize};
+
 use super::load::Load;
 
 /// Picoseconds per unit of work.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Polynomial {
     /// Any step with prefill.
     pub prefill_step_ps: u64,
@@ -35,7 +38,8 @@ pub struct Polynomial {
 }
 
 /// Picoseconds of a decode step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DecodePolynomial {
     /// Any step with decoding sequences.
     pub step_ps: u64,

@@ -14,8 +14,9 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use super::{HiCache, Move, Storage, Stored};
+use super::{HiCache, Move, Storage, Stored, Weighed};
 use crate::config::StorageMode;
+use crate::cost::Cost;
 use crate::cx::{Cx, Owner};
 use crate::digest::Digest;
 use crate::event::MissReason;
@@ -35,8 +36,9 @@ pub(crate) struct Batch {
     pub(super) users: Vec<RequestId>,
 }
 
+/// How far L3 has been asked for a waiting request. See the module's diagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum State {
+pub enum State {
     /// Waits for the scan of a private store.
     Index,
     /// Has asked a shared store.
@@ -60,6 +62,8 @@ pub(crate) struct Waiting {
     pub(super) local: u32,
     /// Leading pages that L1, L2 and L3 hold without a gap.
     pub(crate) stored_until: u32,
+    /// What was compared before fetching; for those who ask, nothing depends on it.
+    pub(super) weighed: Option<Weighed>,
     /// Why pages before `stored_until` may be missing all the same.
     pub(crate) reason: Option<MissReason>,
     pub(super) batches: Vec<BatchId>,
@@ -145,6 +149,7 @@ impl HiCache {
                 state,
                 local,
                 stored_until: local,
+                weighed: None,
                 reason: None,
                 batches: Vec::new(),
                 cut_at: 0,
@@ -217,7 +222,7 @@ impl HiCache {
     }
 
     /// Pages of the tree along a prompt, at most `cap`.
-    fn path(tiers: &Tiers, prompt: &Prompt, cap: u32) -> Vec<PageId> {
+    pub(super) fn path(tiers: &Tiers, prompt: &Prompt, cap: u32) -> Vec<PageId> {
         let mut path = Vec::new();
         if let Some(last) = tiers.radix.lookup(&prompt.keys[..cap as usize]).last {
             tiers.radix.path(last, &mut path);
@@ -225,7 +230,7 @@ impl HiCache {
         path
     }
 
-    fn local_pages(tiers: &Tiers, path: &[PageId], cap: u32) -> u32 {
+    pub(super) fn local_pages(tiers: &Tiers, path: &[PageId], cap: u32) -> u32 {
         let readable = |&page: &PageId| {
             let residence = tiers.radix.get(page);
             !residence.dead && (residence.device.is_some() || residence.readable_host().is_some())
@@ -309,10 +314,15 @@ impl HiCache {
             cx.mark("hicache.prefetch_too_short");
             return;
         }
-        if self.config.fetch_by_cost && self.fetch_ns(wanted.len() as u64) > self.compute_ns(cx, waiting) {
-            waiting.reason = Some(MissReason::Recompute);
-            cx.mark("hicache.prefetch_slower_than_computing");
-            return;
+        if self.config.fetch_by_cost {
+            let fetch_ns = self.fetch_ns(wanted.len() as u64);
+            let compute_ns = self.compute_ns(cx.cost, waiting.prompt.length, waiting.local, waiting.stored_until);
+            waiting.weighed = Some(Weighed { fetch_ns, compute_ns });
+            if fetch_ns > compute_ns {
+                waiting.reason = Some(MissReason::Recompute);
+                cx.mark("hicache.prefetch_slower_than_computing");
+                return;
+            }
         }
         let capacity =
             (u64::from(self.config.host_pages) * u64::from(self.config.prefetch_capacity_per_mille) / 1000) as u32;
@@ -399,19 +409,20 @@ impl HiCache {
     }
 
     /// Time to bring pages from L3 through L2 into L1.
-    fn fetch_ns(&self, pages: u64) -> u64 {
+    pub(super) fn fetch_ns(&self, pages: u64) -> u64 {
         let bytes = pages.saturating_mul(self.config.page_bytes);
         let storage = self.config.storage_link.time_ns(bytes, pages);
         // The load back runs under the forward, layer by layer; its set-up does not.
         storage.saturating_add(self.config.host_link.time_ns(0, pages))
     }
 
-    fn compute_ns(&self, cx: &Cx<'_>, waiting: &Waiting) -> u64 {
+    /// Time to compute the pages from `local` to `until` of a prompt of `length` tokens.
+    pub(super) fn compute_ns(&self, cost: &Cost, length: u32, local: u32, until: u32) -> u64 {
         let page_size = u64::from(self.config.page_size);
-        let cached = u64::from(waiting.local) * page_size;
-        let all = cx.cost.prefill_ns(cached, u64::from(waiting.prompt.length) - cached);
-        let until = u64::from(waiting.stored_until) * page_size;
-        let rest = cx.cost.prefill_ns(until, u64::from(waiting.prompt.length) - until);
+        let cached = u64::from(local) * page_size;
+        let all = cost.prefill_ns(cached, u64::from(length) - cached);
+        let until = u64::from(until) * page_size;
+        let rest = cost.prefill_ns(until, u64::from(length) - until);
         all.saturating_sub(rest)
     }
 

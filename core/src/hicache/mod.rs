@@ -16,6 +16,7 @@
 mod control;
 mod fetch;
 mod index;
+mod view;
 mod wait;
 mod writes;
 
@@ -32,8 +33,10 @@ use crate::op::{Command, Fault, Outcome};
 use crate::radix::PageId;
 use crate::time::{Instant, earlier};
 
+pub use self::fetch::State as FetchStage;
 pub(crate) use self::fetch::{Batch, Waiting};
 pub(crate) use self::index::{Index, Stored};
+pub use self::view::{FetchPlan, MoveView, Prospect, StorageView, Weighed};
 
 /// A move in flight and the pages it pins.
 #[derive(Debug)]

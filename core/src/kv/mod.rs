@@ -15,6 +15,7 @@ mod served;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tiers;
+mod view;
 
 use alloc::vec::Vec;
 
@@ -33,6 +34,8 @@ use crate::time::Instant;
 pub use self::lease::Lease;
 pub use self::occupancy::Occupancy;
 use self::tiers::Tiers;
+pub use self::view::TierView;
+pub use crate::hicache::{FetchPlan, FetchStage, MoveView, Prospect, StorageView, Weighed};
 
 /// Not enough device pages can be freed now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -42,6 +42,26 @@ pub(super) struct Health {
     successes: u32,
 }
 
+/// What is held against a worker in a role.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BreakerView {
+    /// Nothing speaks against it yet.
+    Closed {
+        /// Failures since the last success.
+        failures: u32,
+    },
+    /// It gets nothing as long as there is another one.
+    Open {
+        /// Until then.
+        until: Instant,
+    },
+    /// It gets one request at a time.
+    HalfOpen {
+        /// How many of them went well.
+        successes: u32,
+    },
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Breaker {
     /// Some failures since the last success, the first of them at `since`.
@@ -75,6 +95,18 @@ impl Health {
             None | Some(Breaker::Closed { .. } | Breaker::HalfOpen { probe: None, .. }) => true,
             Some(Breaker::Open { .. } | Breaker::HalfOpen { probe: Some(_), .. }) => false,
         }
+    }
+
+    /// All breakers that have an entry, by worker and role.
+    pub(super) fn views(&self) -> impl Iterator<Item = (WorkerId, Role, BreakerView)> + '_ {
+        self.breakers.iter().map(|(&(worker, role), breaker)| {
+            let view = match *breaker {
+                Breaker::Closed { failures, .. } => BreakerView::Closed { failures },
+                Breaker::Open { until } => BreakerView::Open { until },
+                Breaker::HalfOpen { successes, .. } => BreakerView::HalfOpen { successes },
+            };
+            (worker, role, view)
+        })
     }
 
     /// A leg of `request` goes to the worker; if the breaker is half-open, it is the probe.

@@ -42,16 +42,19 @@ mod prefix;
 mod retry;
 mod route;
 mod session;
+mod view;
 mod vocabulary;
 
 pub use config::{Policy, RouterConfig};
 use health::Health;
-pub use health::Role;
+pub use health::{BreakerView, Role};
 use load::{Leg, Worker};
 pub use metrics::RouterMetrics;
+pub use place::Rank;
 use prefix::Index;
 use route::Scratch;
 use session::{Note, Sessions};
+pub use view::{Alternative, MemberView, RequestView};
 pub use vocabulary::{
     AppendReason, Ask, Cause, LoadReport, Member, Reason, Route, RouteFault, RouteRefusal, RouterInput, RouterOutput,
 };

@@ -31,7 +31,7 @@ pub(super) struct Candidate {
 
 /// How willingly a worker is taken. Only candidates of the best rank at hand are chosen from.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Rank {
+pub enum Rank {
     /// Nothing speaks against it.
     Good,
     /// It has failed this request before.

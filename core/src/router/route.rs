@@ -8,8 +8,9 @@ use super::config::Policy;
 use super::load::{Leg, Load};
 use super::place::{self, Candidate, Estimate, Rank};
 use super::prefix::Matches;
-use super::{Cause, Live, Placed, Reason, Role, Route, Router, RouterOutput, State};
+use super::{Ask, Cause, Live, Placed, Reason, Role, Route, Router, RouterOutput, State};
 use crate::config::Mode;
+use crate::id::WorkerId;
 use crate::machine::Outbox;
 use crate::time::Instant;
 
@@ -21,6 +22,13 @@ pub(super) struct Scratch {
     fronts: Vec<Candidate>,
     decodes: Vec<Candidate>,
     known: Vec<(u32, u64)>,
+}
+
+impl Scratch {
+    /// All candidates of the last decision.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Candidate> {
+        self.fronts.iter().chain(&self.decodes)
+    }
 }
 
 /// Who does what, and why.
@@ -36,7 +44,7 @@ impl Router {
     /// Routes the next attempt of a request. False if there is no worker for it.
     pub(super) fn route(&mut self, now: Instant, live: &mut Live, out: &mut Outbox<RouterOutput>) -> bool {
         let mut scratch = core::mem::take(&mut self.scratch);
-        self.find_candidates(now, live, &mut scratch);
+        self.find_candidates(now, &live.ask, &live.avoid, &mut scratch);
         // An attempt that goes on with an answer has to compute that, too.
         let length = live.ask.length.saturating_add(live.output);
         let mut known = core::mem::take(&mut scratch.known);
@@ -105,8 +113,7 @@ impl Router {
     }
 
     /// Lists the workers in rotation, with what they hold of the prompt and what they have to do.
-    fn find_candidates(&self, now: Instant, live: &Live, scratch: &mut Scratch) {
-        let ask = &live.ask;
+    pub(super) fn find_candidates(&self, now: Instant, ask: &Ask, avoid: &[WorkerId], scratch: &mut Scratch) {
         self.index.matches(&ask.keys, &mut scratch.matches);
         let note = ask.session.and_then(|session| self.sessions.lookup(session, &ask.keys));
         scratch.fronts.clear();
@@ -121,7 +128,7 @@ impl Router {
             };
             let rank = if !self.health.admits(id, role) {
                 Rank::LastResort
-            } else if live.avoid.contains(&id) {
+            } else if avoid.contains(&id) {
                 Rank::Avoided
             } else {
                 Rank::Good

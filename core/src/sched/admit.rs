@@ -238,7 +238,7 @@ impl Sched {
 
     /// True if a sequence that is being computed will publish at least `in_batch_share_tokens` tokens of this prompt
     /// more than the cache has. Keys are chained, so the common prefix is found by bisection.
-    fn follows(&self, slot: u32, cached: u32) -> bool {
+    pub(super) fn follows(&self, slot: u32, cached: u32) -> bool {
         let keys = &self.slots.at(slot).prompt.keys;
         let Some(leader) = keys.first().and_then(|first| self.leaders.get(first)) else { return false };
         let leader = self.slots.at(*leader);

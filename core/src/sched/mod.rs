@@ -27,6 +27,7 @@ mod policy;
 mod queue;
 mod retract;
 mod seq;
+mod standing;
 #[cfg(test)]
 mod tests;
 
@@ -50,7 +51,10 @@ use crate::transfer::Transfer;
 use batch::Flight;
 use budget::Ratio;
 use queue::{Pick, Queue};
-use seq::{Sequence, Slab, State};
+use seq::{Sequence, Slab};
+
+pub use seq::State;
+pub use standing::{Hold, Standing};
 
 /// What an unfinished request waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -38,7 +38,7 @@ use super::Wait;
 ///  any of them ─ finished, cancelled, late, failed ─> Leaving ─ no forward, no push names its pages ─> gone
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum State {
+pub enum State {
     /// A prefill leg whose sink has not asked yet.
     Offered,
     /// In one of the two queues.

@@ -31,6 +31,7 @@ mod route;
 mod sink;
 mod source;
 mod timer;
+mod view;
 
 use alloc::vec::Vec;
 
@@ -51,6 +52,7 @@ use crate::transfer::source::Source;
 use crate::transfer::timer::{Timer, Timers};
 
 pub use event::{TransferEvent, Wait};
+pub use view::{PeerView, QuarantineView, RoomView};
 
 /// Both ends of all hand-offs of one worker, and what it knows of its peers.
 #[derive(Debug)]

@@ -302,8 +302,18 @@ impl Peer {
         matches!(self.link, Link::Open { .. }) && (self.rooms() > 0 || self.silent)
     }
 
+    /// The latest life heard of.
+    pub(super) const fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// True if it does not answer pings.
+    pub(super) const fn is_silent(&self) -> bool {
+        self.silent
+    }
+
     /// Rooms open with it.
-    fn rooms(&self) -> usize {
+    pub(super) fn rooms(&self) -> usize {
         self.sinks.len() + self.sources.len()
     }
 

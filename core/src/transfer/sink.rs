@@ -320,6 +320,11 @@ impl Sink {
         })
     }
 
+    /// All rooms, and whose they are.
+    pub(super) fn all(&self) -> impl Iterator<Item = (Room, RequestId)> + '_ {
+        self.rooms.iter().map(|(id, room)| (*id, room.request))
+    }
+
     pub(super) fn has(&self, id: Room) -> bool {
         self.rooms.contains_key(&id)
     }

@@ -21,12 +21,12 @@ use crate::cx::{Cx, Ops, Owner};
 use crate::digest::Digest;
 use crate::event::{Control, Finish};
 use crate::id::{OpId, RequestId};
-use crate::kv::Kv;
+use crate::kv::{Kv, Prospect};
 use crate::machine::{Machine, Outbox};
 use crate::metrics::Metrics;
-use crate::op::{Input, Outcome, Output};
+use crate::op::{Input, Outcome, Output, Prompt};
 use crate::rng::{Rng, Stream};
-use crate::sched::{Load, Sched, Wait};
+use crate::sched::{Load, Sched, Standing, Wait};
 use crate::time::{Instant, earlier};
 use crate::transfer::{Transfer, TransferEvent};
 
@@ -112,6 +112,35 @@ impl Worker {
     #[must_use]
     pub fn waiting_on(&self, request: RequestId) -> Option<Wait> {
         self.sched.waiting_on(request)
+    }
+
+    /// What things cost on this machine.
+    #[must_use]
+    pub const fn cost(&self) -> &Cost {
+        &self.cost
+    }
+
+    /// Where a live request stands; `None` for one that is not live here.
+    #[must_use]
+    pub fn standing(&self, request: RequestId) -> Option<Standing> {
+        self.sched.standing(&self.kv, request)
+    }
+
+    /// Where all live requests stand, by name.
+    pub fn standings(&self) -> impl Iterator<Item = Standing> + '_ {
+        self.sched.standings(&self.kv)
+    }
+
+    /// What the tiers would have for this prompt if it came now. Looking changes nothing.
+    #[must_use]
+    pub fn prospect(&self, prompt: &Prompt) -> Prospect {
+        self.kv.prospect(&self.cost, prompt)
+    }
+
+    /// Its hand-offs.
+    #[must_use]
+    pub const fn transfer(&self) -> &Transfer {
+        &self.transfer
     }
 
     /// Commands in flight.

@@ -213,9 +213,9 @@ impl Cell {
             output_tokens: Count(output_tokens),
             content: content.map(str::to_owned),
             prefix: None,
+            priority: None,
             lora: String::new(),
             salt: String::new(),
-            priority: None,
         };
         // Each phase gets twice what its work takes over the slowest link, so that it is over when the next one begins
         // (which is checked), and the answers under way are equally long over all links.
@@ -244,7 +244,7 @@ impl Cell {
         let at = append_at.unwrap_or(at.after_ns(PAUSE_NS));
         requests.push(request(at, self.tokens, 1, Some("conversation")));
         let load = LoadConfig::List(ListConfig { requests, priority: 0, start: Span::default() });
-        setup.loads = sources(&[load], setup.seed, std::path::Path::new(""), &setup.namespace)?;
+        setup.loads = sources(&[load], setup.seed, std::path::Path::new(""), &setup.prompts)?;
         setup.check = false;
         let watch = Watch {
             ask,

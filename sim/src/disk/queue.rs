@@ -123,6 +123,11 @@ impl Queue {
         }
     }
 
+    /// Jobs that wait, and commands under way.
+    pub(super) fn lengths(&self) -> (usize, usize) {
+        (self.waiting.len(), self.flying.len())
+    }
+
     pub(super) fn queue_use(&self) -> QueueUse {
         self.used
     }

@@ -268,6 +268,18 @@ impl Action {
         each!(self, fault, _order, _control => fault.lasts(), None)
     }
 
+    /// Whom it concerns, and what it does: its keys as a scenario spells them.
+    #[must_use]
+    pub fn describe(&self) -> (Option<u32>, String) {
+        let table = toml::Table::try_from(self).unwrap_or_default();
+        let worker = table.get("worker").and_then(toml::Value::as_integer);
+        let keys = table.iter().filter(|(key, _)| *key != "do").map(|(key, value)| format!("{key} {value}"));
+        let keys: Vec<String> = keys.collect();
+        let name = self.name().replace('_', " ");
+        let text = if keys.is_empty() { name } else { format!("{name} ({})", keys.join(", ")) };
+        (worker.and_then(|worker| u32::try_from(worker).ok()), text)
+    }
+
     /// Its name behind `do` in TOML.
     #[must_use]
     pub const fn name(&self) -> &'static str {

@@ -40,6 +40,7 @@ impl Fault for RouterRestart {
         world.fabric.hits.add(line, 1);
         router.restart(line);
         let latency_ns = router.latency_ns;
+        world.tell_router();
         if let Some(checks) = &mut world.checks {
             checks.on_router_life();
         }

@@ -246,6 +246,16 @@ impl Fabric {
         self.depots[depot].jobs.remove(&job)
     }
 
+    /// All flows, and whose they are.
+    pub fn flows(&self) -> impl Iterator<Item = (FlowId, Place)> + '_ {
+        self.flows.iter().map(|(flow, place)| (*flow, *place))
+    }
+
+    /// The jobs of a store's disk, and whose they are.
+    pub fn jobs(&self, depot: usize) -> impl Iterator<Item = (JobId, Place)> + '_ {
+        self.depots[depot].jobs.iter().map(|(job, place)| (*job, *place))
+    }
+
     pub(super) fn start(&mut self, now: Instant, place: Place, flow: FlowSpec) -> FlowId {
         let id = self.links.start(now, flow);
         self.flows.insert(id, place);

@@ -23,6 +23,7 @@ mod queue;
 mod tests;
 #[cfg(test)]
 mod tests_random;
+mod view;
 
 use pd_core::time::Instant;
 
@@ -30,6 +31,7 @@ use self::fair::Fair;
 use self::flow::{Flow, whole};
 pub use self::flow::{FlowId, FlowSpec, PATH_LINKS_MAX, Path};
 use self::queue::{NEVER, Queue};
+pub use self::view::FlowView;
 
 /// A set of links and the flows on them.
 #[derive(Clone, Debug, Default)]

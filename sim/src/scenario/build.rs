@@ -89,8 +89,8 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
     let router = router(file, &workers, &model, &wires)?;
     let latency_ns = nanos(file.network.control_latency.0);
     let first = &workers[0].config;
-    let namespace = namespace(&model, &first.transfer.layout.dtype, first.kv.page_size);
-    if workers.iter().any(|worker| worker.config.kv.page_size != namespace.page_size) && !file.load.is_empty() {
+    let prompts = namespace(&model, &first.transfer.layout.dtype, first.kv.page_size);
+    if workers.iter().any(|worker| worker.config.kv.page_size != prompts.page_size) && !file.load.is_empty() {
         // Requests are keyed once, for the page size of the first worker; others could never find a page.
         return Err(Problem::at("page_size", "all workers of a deployment have the same page_size"));
     }
@@ -101,15 +101,14 @@ pub fn setup(file: &File, folder: &Path) -> Result<Setup, Problem> {
         router,
         router_latency_ns: latency_ns,
         load_report: Duration::ZERO,
-        loads: super::loads::sources(&file.load, file.seed, folder, &namespace)
+        loads: super::loads::sources(&file.load, file.seed, folder, &prompts)
             .map_err(|message| Problem { message, key: Some("load") })?,
-        namespace,
+        prompts,
         answer: super::loads::ANSWER,
         script: Vec::new(),
         until: file.until.map(|until| Instant::ZERO + until.0),
         linger: LINGER,
         check: file.check,
-        journal: false,
     };
     let places = setup.places();
     for event in &file.event {

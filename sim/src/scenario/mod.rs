@@ -253,8 +253,8 @@ impl Document {
         file.seed = seed.unwrap_or(file.seed);
         let mut gates = Vec::new();
         for (key, gate) in &file.expect {
-            let of_key = Gate::parse_all(key, gate);
-            gates.extend(of_key.map_err(|problem| self.error(key, format!("[expect]: {problem}")))?);
+            gates
+                .extend(Gate::parse_all(key, gate).map_err(|problem| self.error(key, format!("[expect]: {problem}")))?);
         }
         if !gates.iter().any(Gate::fails_idle) {
             let problem = "[expect] has no gate that a run in which nothing happens would fail; \
@@ -264,8 +264,7 @@ impl Document {
         let setup = self.build(name, &file, &changes)?;
         let names = Names::of(&setup);
         for gate in &gates {
-            let problem = names.check(gate.name());
-            problem.map_err(|problem| {
+            names.check(gate.name()).map_err(|problem| {
                 self.error(gate.name(), format!("{name}: [expect] \"{}\": {problem}", gate.name()))
             })?;
         }

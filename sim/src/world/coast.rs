@@ -3,7 +3,7 @@
 //! After a step that did nothing but hand on tokens and start the next forward, the ends of the forwards to come are
 //! planned, and one event is set at the end of the plan. Whatever else comes to the worker before is preceded by
 //! [`WorldOf::land`], which lives the steps up to then. The run is the same as without, to the bit of its hash: runs with
-//! observers, journals or checkers see each step alone, and tests compare.
+//! observers or checkers see each step alone, and tests compare.
 //!
 //! ```text
 //!   events   |F--F--F--F--F--F--F--F-- ... --F|        one by one

@@ -9,6 +9,7 @@ use pd_core::time::Instant;
 use super::WorldOf;
 use crate::lane::Mark;
 use crate::node::Serve;
+use crate::observe::Launch;
 use crate::setup::Action;
 
 impl<M: Serve> WorldOf<M> {
@@ -20,6 +21,7 @@ impl<M: Serve> WorldOf<M> {
             checks.on_life(self.now, index, Some(&node.config));
         }
         for observer in &mut self.observers {
+            observer.on_launch(self.now, Launch::Worker { worker: index, config: &node.config, cost: &node.cost });
             observer.on_life(self.now, index, Some(node.config.epoch));
         }
         let (epoch, latency_ns) = (node.config.epoch, node.latency_ns);

@@ -17,6 +17,7 @@ mod checked;
 mod client;
 mod coast;
 mod life;
+mod look;
 mod mail;
 mod shell;
 #[cfg(test)]
@@ -70,8 +71,6 @@ pub struct WorldOf<M: Serve> {
     until: Option<Instant>,
     linger_ns: u64,
     report_ns: u64,
-    /// Single steps of workers are to be seen.
-    has_journal: bool,
     /// Nobody wants to see single steps.
     may_coast: bool,
     /// The step just taken did nothing but hand on tokens and start a forward.
@@ -133,7 +132,7 @@ impl<M: Serve> WorldOf<M> {
             };
             fabric.wires.push(WireEnd { host: worker.host, near, far });
             fabric.lives.push(None);
-            nodes.push(Node::new(worker.config, worker.cost, spec, worker.control_latency_ns, count, setup.journal));
+            nodes.push(Node::new(worker.config, worker.cost, spec, worker.control_latency_ns, count));
         }
         let router = setup.router.map(|(config, cost)| RouterNode::new(config, cost, setup.router_latency_ns));
         Self {
@@ -151,7 +150,6 @@ impl<M: Serve> WorldOf<M> {
             until: setup.until,
             linger_ns: nanos(setup.linger),
             report_ns: nanos(setup.load_report),
-            has_journal: setup.journal,
             may_coast: false,
             is_plain: false,
             is_over: false,
@@ -175,7 +173,7 @@ impl<M: Serve> WorldOf<M> {
     #[must_use]
     pub fn run_with(&mut self, progress: &mut dyn FnMut(u64, u64, Instant)) -> Outcome {
         let is_calm = self.script.iter().all(|(_, action)| action.is_between_steps());
-        self.may_coast = is_calm && self.checks.is_none() && self.observers.is_empty() && !self.has_journal;
+        self.may_coast = is_calm && self.checks.is_none() && self.observers.is_empty();
         self.begin();
         while self.turn() {
             if self.events.is_multiple_of(EVENTS_PER_REPORT) {
@@ -188,6 +186,7 @@ impl<M: Serve> WorldOf<M> {
 
     /// Starts all workers and puts the script and the first arrivals into the queue.
     pub fn begin(&mut self) {
+        self.tell_router();
         for node in 0..self.nodes.len() as u32 {
             let (at, epoch) = (self.starts[node as usize], self.nodes[node as usize].config.epoch);
             if at > Instant::ZERO {
@@ -378,9 +377,17 @@ impl<M: Serve> WorldOf<M> {
             pump.step(there, input);
         } else {
             let told = input.clone();
+            for observer in &mut self.observers {
+                if let Some(worker) = pump.machine.as_worker() {
+                    observer.before_worker(now, index, &told, worker);
+                }
+            }
             pump.step(there, input);
             for observer in &mut self.observers {
                 observer.on_worker(now, index, &told, pump.outputs());
+                if let Some(worker) = pump.machine.as_worker() {
+                    observer.after_worker(now, index, worker);
+                }
             }
             let gauge = pump.machine.gauge();
             for observer in &mut self.observers {

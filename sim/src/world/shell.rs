@@ -14,6 +14,7 @@ use super::WorldOf;
 use crate::fault::{Class, Faults, Parcel, ROUTER, reporter};
 use crate::lane::{Fabric, Mark, Text};
 use crate::node::Serve;
+use crate::observe::Launch;
 use crate::record::End;
 
 /// The router and where it is.
@@ -21,7 +22,7 @@ use crate::record::End;
 pub(crate) struct RouterNode {
     config: RouterConfig,
     cost: Cost,
-    pump: Pump<Router, NoTap>,
+    pub(super) pump: Pump<Router, NoTap>,
     pub(crate) latency_ns: u64,
     tick_at: Option<Instant>,
     /// The lines of the script because of which it is away.
@@ -116,6 +117,15 @@ impl<M: Serve> WorldOf<M> {
         self.arm_arrival();
     }
 
+    /// Tells the observers what the router is made of.
+    pub(crate) fn tell_router(&mut self) {
+        let Some(router) = &self.router else { return };
+        let machine = &router.pump.machine;
+        for observer in &mut self.observers {
+            observer.on_launch(self.now, Launch::Router { config: machine.config(), cost: machine.cost() });
+        }
+    }
+
     pub(super) fn arm_arrival(&mut self) {
         let Some((at, _)) = self.clients.next_arrival() else { return };
         let at = at.max(self.now);
@@ -195,6 +205,9 @@ impl<M: Serve> WorldOf<M> {
             router.pump.step(now, input);
         } else {
             let told = input.clone();
+            for observer in &mut self.observers {
+                observer.before_router(now, &told, &router.pump.machine);
+            }
             router.pump.step(now, input);
             if let Some(checks) = &mut self.checks {
                 checks.on_router(now, &told, router.pump.outputs());

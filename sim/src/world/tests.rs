@@ -1,7 +1,9 @@
 //! Worlds of a toy machine: one batch at a time, all live requests in it, no cache, no pages of its own accounting.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
+use std::rc::Rc;
 use std::time::Duration;
 
 use pd_core::batch::{Batch, Run};
@@ -17,7 +19,8 @@ use pd_core::router::LoadReport;
 
 use super::*;
 use crate::fault::{Cancel, Restart};
-use crate::journal::replay;
+use crate::journal::replay::{Replayed, replay_on};
+use crate::journal::{Detail, Header, Reader, Recorder};
 use crate::record::{End, Outcome};
 use crate::setup::{Arrival, PathSetup, Source, StepCost, WireSetup, WorkerSetup};
 
@@ -280,17 +283,17 @@ fn a_run_ends_at_its_time_even_with_requests_left() {
 }
 
 #[test]
-fn a_journal_replays_and_a_changed_one_does_not() {
-    let mut setup = setup(vec![load(10, 1_700, false)]);
-    setup.journal = true;
-    let (config, cost) = (setup.workers[0].config.clone(), setup.workers[0].cost.clone());
-    let outcome = run(setup);
-    let journal = &outcome.workers[0].journals[0];
-    assert_eq!(replay(Toy::launch(config.clone(), cost.clone()), journal), Ok(outcome.workers[0].steps));
-    assert!(outcome.workers[0].steps > 20);
-    let mut other = config;
-    other.kv.page_size = 32;
-    assert!(replay(Toy::launch(other, cost), journal).is_err());
+fn a_recorded_run_replays_step_by_step() {
+    let mut world = WorldOf::<Toy>::new(setup(vec![load(10, 1_700, false)]));
+    let recorder = Rc::new(RefCell::new(Recorder::new(Vec::new(), &Header::new("toys", Detail::Outputs))));
+    world.observe(Box::new(Rc::clone(&recorder)));
+    let outcome = world.run();
+    let (bytes, written) = recorder.borrow_mut().finish_into(outcome.ended).expect("memory takes all");
+    assert_eq!(bytes.len() as u64, written.bytes);
+    let mut replayed = Replayed::default();
+    replay_on::<Toy, _>(&mut Reader::new(&bytes[..]).expect("a journal"), &mut replayed).expect("the same machine");
+    assert_eq!(replayed.total(), outcome.workers[0].steps);
+    assert!(replayed.total() > 20);
 }
 
 #[test]

@@ -20,6 +20,11 @@ impl Source {
         self.closed.contains_key(&id)
     }
 
+    /// Rooms that a router announced, and whose they are.
+    pub(in crate::transfer) fn all(&self) -> impl Iterator<Item = (Room, RequestId)> + '_ {
+        self.rooms.iter().map(|(id, room)| (*id, room.offer.request))
+    }
+
     /// Rooms open, those that only a peer has named included.
     pub(in crate::transfer) fn len(&self) -> usize {
         self.rooms.len() + self.early.len()

@@ -300,7 +300,7 @@ impl Observer for Collector {
     }
 
     fn on_action(&mut self, now: Instant, action: &Action) {
-        let (worker, label) = describe(action);
+        let (worker, label) = action.describe();
         self.mark(now, worker, label, true);
     }
 
@@ -339,16 +339,6 @@ impl Observer for Collector {
     fn on_gauge(&mut self, now: Instant, worker: u32, gauge: &Gauge) {
         self.workers[worker as usize].set(now, gauge);
     }
-}
-
-/// Whom a line of the script concerns, and what it does: its keys as its file spells them.
-fn describe(action: &Action) -> (Option<u32>, String) {
-    let table = toml::Table::try_from(action).unwrap_or_default();
-    let worker = table.get("worker").and_then(toml::Value::as_integer).and_then(|worker| u32::try_from(worker).ok());
-    let name = table.get("do").and_then(toml::Value::as_str).unwrap_or_default().replace('_', " ");
-    let keys: Vec<String> =
-        table.iter().filter(|(key, _)| *key != "do").map(|(key, value)| format!("{key} {value}")).collect();
-    (worker, if keys.is_empty() { name } else { format!("{name}: {}", keys.join(", ")) })
 }
 
 impl PartialOrd for Bar {
