@@ -82,7 +82,9 @@ impl Lifecycle {
         }
         let is_prefill = matches!(submit.leg, Part::Prefill { .. });
         let prompt = submit.prompt.length;
-        legs.insert(request, Leg { is_prefill, prompt, limit: submit.limit, told: 0, is_admitted: false });
+        // An answer ends where the context does.
+        let limit = submit.limit.min(config.sched.context_length.saturating_sub(prompt));
+        legs.insert(request, Leg { is_prefill, prompt, limit, told: 0, is_admitted: false });
         let text = fabric.texts.get(request.0 as usize).copied().unwrap_or_default();
         if prompt < text.prompt {
             log.report(Checker::Lifecycle, About::leg(worker, request), "is submitted with less than its prompt");
