@@ -120,12 +120,14 @@ fn curves(outcome: &Outcome) -> Vec<Value> {
     curves.into_iter().map(curve).collect()
 }
 
-/// The requests that are drawn: the slowest to their first token (those without one first), and every n-th of the rest.
+/// The requests that are drawn: those that waited longest for their first token, or for nothing, and every n-th of the
+/// rest. Who is refused at once has not waited.
 fn requests(collector: &Collector, outcome: &Outcome) -> Value {
     let mut order: Vec<usize> = (0..outcome.requests.len()).collect();
     let slowness = |index: usize| {
         let record = &outcome.requests[index];
-        (record.is_complete(), std::cmp::Reverse(record.ttft_ns().unwrap_or(u64::MAX)), index)
+        let life_ns = record.finished.unwrap_or(outcome.ended).ns_since(record.arrival);
+        (std::cmp::Reverse(record.ttft_ns().unwrap_or(life_ns)), index)
     };
     order.sort_by_key(|index| slowness(*index));
     let mut rest = order.split_off(order.len().min(REQUESTS_WORST));

@@ -275,7 +275,7 @@ function gantt() {
   const arrange = () => {
     list = rows.slice();
     if (order.value === "arrival") list.sort((a, b) => a[1] - b[1] || a[0] - b[0]);
-    else list.sort((a, b) => (a[8] === "" ? 1 : 0) - (b[8] === "" ? 1 : 0) || (b[3] ?? 1e15) - (a[3] ?? 1e15));
+    else list.sort((a, b) => waited(b) - waited(a) || a[0] - b[0]);
     spacer.style.height = `${Math.max(0, list.length * height + 34 - visible)}px`;
     zoomed = null;
     plot.draw();
@@ -283,6 +283,11 @@ function gantt() {
   box.addEventListener("scroll", () => plot.draw());
   for (const control of [order, axis, depth]) control.addEventListener("change", arrange);
   arrange();
+}
+
+// How long a request waited for its first token, or for nothing, in ms.
+function waited(row) {
+  return row[3] ?? 1e3 * phaseTimes(row).reduce((sum, time) => sum + time, 0);
 }
 
 // Time in each phase, in seconds.
@@ -471,7 +476,7 @@ function moves() {
   const { count, rows } = data.moves;
   main.append(el("h3", {}, "Moves of pages"));
   if (!rows.length) return void main.append(empty("No page was copied, pushed, read from L3 or written to it."));
-  const kinds = [["push", "--hand-off"], ["load back", "--c2"], ["backup", "--c5"], ["prefetch", "--prefetch"], ["persist", "--c6"]];
+  const kinds = [["push", "--hand-off"], ["load back", "--c8"], ["backup", "--c5"], ["prefetch", "--prefetch"], ["persist", "--c6"]];
   const present = kinds.filter(([kind]) => rows.some(([other]) => other === kind));
   if (count > rows.length) main.append(el("p", { class: "soft" }, `Of ${count} moves the longest ${rows.length} are here, up to 1000 of each kind.`));
   main.append(legend(...present));
@@ -517,6 +522,7 @@ function moves() {
         `${at(from)}, ${span(length)}: ${kind} of ${bytes(size)}${to === null ? "" : ` to worker ${to}`}` +
         `${request === null ? "" : ` for request ${request}`}, ${trim(size / length / 1e9, 3)} GB/s${ending ? `, ${ending}` : ""}`;
       const more = found.length > 6 ? [`and ${found.length - 6} more`] : [];
+      if (!found.length) return `worker ${lane.worker}, ${lane.kind}: none at ${at(x)}`;
       return [`worker ${lane.worker}, ${lane.kind}`, ...found.slice(0, 6).map(text), ...more].join("\n");
     },
   });
@@ -527,10 +533,10 @@ function moves() {
 }
 
 function slowest() {
-  section("Slowest requests", "To their first token, those that never got one first. The longest phase before it is the reason.");
+  section("Slowest requests", "By the time to their first token, or to their end if they never got one. The longest phase before it is the reason.");
   const rows = data.requests.rows.filter((row) => row[12]).slice(0, 25);
   if (!rows.length) return void main.append(empty("No request arrived in this run."));
-  main.append(table(["request", "longest phase", "not cached, because", "arrived, s", "TTFT, ms", "E2E, ms", "prompt", "L1", "L2", "L3", "tokens", "end"],
+  main.append(table(["request", "longest phase", "not cached, because", "arrived, s", "TTFT, ms", "E2E, ms", "prompt", "L1 / L2 / L3", "answer", "end"],
     rows.map((row) => {
       const [index, arrival, , ttft, e2e, prompt, tiers, tokens, end, , , misses] = row;
       const times = phaseTimes(row);
@@ -539,6 +545,6 @@ function slowest() {
       const total = before.reduce((sum, time) => sum + time, 0);
       const reason = total > 0 ? `${data.phases[longest]} ${span(before[longest])} (${Math.round((100 * before[longest]) / total)} %)` : "none";
       const ms = (value) => (value === null ? "none" : value.toFixed(1));
-      return [String(index), reason, misses || "all cached", arrival.toFixed(3), ms(ttft), ms(e2e), String(prompt), ...tiers.map(String), String(tokens), end || "whole answer"];
+      return [String(index), reason, misses || "all cached", arrival.toFixed(3), ms(ttft), ms(e2e), String(prompt), tiers.join(" / "), String(tokens), end || "whole"];
     }), 3));
 }

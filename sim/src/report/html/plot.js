@@ -288,7 +288,7 @@ class Plot {
   // What happened to the deployment, as numbered lines.
   marks(marks, numbered) {
     const { c } = this;
-    let free = -Infinity;
+    const taken = [];
     // The script last: what follows from it often happens at the same instant.
     const order = marks.map((mark, index) => [...mark, index]).sort((a, b) => a[3] - b[3] || a[0] - b[0]);
     order.forEach(([at, , , scripted, index]) => {
@@ -301,14 +301,17 @@ class Plot {
       c.lineTo(x, this.height - this.bottom);
       c.stroke();
       c.setLineDash([]);
-      if (numbered && (scripted || x > free)) {
-        const text = String(index + 1);
-        c.fillStyle = c.strokeStyle;
-        c.textBaseline = "top";
-        c.fillText(text, x + 3, 0);
-        free = x + c.measureText(text).width + 8;
-      }
     });
+    if (!numbered) return;
+    // Its numbers first, where there is no room for all.
+    for (const [at, , , scripted, index] of order.reverse()) {
+      const x = this.x(at);
+      if (at < this.rangeX[0] || at > this.rangeX[1] || taken.some((other) => Math.abs(other - x) < 16)) continue;
+      taken.push(x);
+      c.fillStyle = css(scripted ? "--mark" : "--soft");
+      c.textBaseline = "top";
+      c.fillText(String(index + 1), x + 3, 0);
+    }
   }
 }
 

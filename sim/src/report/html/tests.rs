@@ -102,3 +102,12 @@ fn many_requests_are_shown_in_part_and_all_are_counted() {
     assert_eq!(data["moves"]["count"], 600);
     assert!(data["links"].as_array().is_some_and(|links| links.len() >= 4));
 }
+
+#[test]
+fn requests_that_were_refused_at_once_do_not_hide_slow_ones() {
+    let (_, data) = drawn(case("overload.toml", &[]), "overload");
+    let rows = data["requests"]["rows"].as_array().expect("rows");
+    assert!(rows.len() > 300);
+    assert!(rows[..200].iter().all(|row| row[8] == ""), "the slowest got an answer");
+    assert!(rows[200..].iter().any(|row| row[8] != ""), "some that were refused are in the sample");
+}
