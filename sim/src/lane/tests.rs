@@ -95,7 +95,7 @@ impl Bench {
                 }
             }
             while let Some((_, mark)) = self.fabric.heap.pop_until(at) {
-                let Mark::Timer(place) = mark else { panic!("lanes only set timers") };
+                let (Mark::Timer(place) | Mark::Forward(place)) = mark else { panic!("lanes only set timers") };
                 self.lanes[place.node as usize].on_timer(at, place.seq, &mut self.fabric);
             }
             self.collect();
