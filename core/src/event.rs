@@ -184,6 +184,23 @@ codec!(enum MissReason {
 });
 
 impl MissReason {
+    /// Why a read from L3 that failed in this way served nothing.
+    #[must_use]
+    pub const fn of_read(fault: Fault) -> Self {
+        match fault {
+            Fault::Missing => Self::Vanished,
+            Fault::Checksum => Self::Checksum,
+            Fault::Namespace => Self::Namespace,
+            Fault::Prerequisite
+            | Fault::Io
+            | Fault::Full
+            | Fault::Unreachable
+            | Fault::Fenced
+            | Fault::Device
+            | Fault::Withdrawn => Self::StorageFailed,
+        }
+    }
+
     /// The name used in metrics, answers and reports.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -110,6 +110,7 @@ pub const MARKS: &[&str] = &[
     "kv.write_back",
     "kv.write_back_without_room",
     "sched.admission_undone",
+    "sched.came_again",
     "sched.forward_failed",
     "sched.no_prefill_left",
     "sched.starved",

@@ -8,6 +8,7 @@ mod replay;
 mod sim;
 mod swarm;
 mod sweep;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,8 @@ enum Command {
     Replay(replay::Replay),
     /// Find the first thing in which two runs differ.
     Diff(diff::Diff),
+    /// Look into recorded workloads, and convert them.
+    Trace(trace::TraceArgs),
 }
 
 /// Runs the command line. 0: all went well; 1: a gate is broken; 2: bad input.
@@ -42,5 +45,6 @@ pub(crate) fn run() -> ExitCode {
         Command::Plan(plan) => plan.run(),
         Command::Replay(replay) => replay.run(),
         Command::Diff(diff) => diff.run(),
+        Command::Trace(trace) => trace.run(),
     }
 }

@@ -496,18 +496,7 @@ impl HiCache {
                 }
             }
         }
-        let reason = failed.values().next().map(|fault| match fault {
-            Fault::Missing => MissReason::Vanished,
-            Fault::Checksum => MissReason::Checksum,
-            Fault::Namespace => MissReason::Namespace,
-            Fault::Prerequisite
-            | Fault::Io
-            | Fault::Full
-            | Fault::Unreachable
-            | Fault::Fenced
-            | Fault::Device
-            | Fault::Withdrawn => MissReason::StorageFailed,
-        });
+        let reason = failed.values().next().map(|fault| MissReason::of_read(*fault));
         for user in batch.users {
             let Some(waiting) = self.waiting.get_mut(&user) else { continue };
             waiting.batches.retain(|other| *other != id);

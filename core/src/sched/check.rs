@@ -14,6 +14,7 @@ impl Sched {
             assert_eq!(self.slots.at(slot).request, *request, "a name leads to its sequence");
         }
         self.check_lists();
+        self.check_again();
         let (mut admitted, mut tokens) = (0, 0);
         let mut deadlines = BTreeSet::new();
         for (slot, sequence) in self.slots.iter() {

@@ -104,6 +104,7 @@ impl Sched {
     fn close(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, slot: u32) {
         let mut sequence = self.slots.remove(slot);
         self.by_request.remove(&sequence.request);
+        self.again.on_left(sequence.request);
         if sequence.lease.is_some() {
             sequence.fold(self.page_size);
             sequence.publish(cx, kv, self.page_size);

@@ -17,6 +17,7 @@
 //! ```
 
 mod admit;
+mod again;
 mod batch;
 mod budget;
 mod check;
@@ -48,6 +49,7 @@ use crate::op::{Leg, Submit};
 use crate::time::{Instant, earlier, nanos};
 use crate::transfer::Transfer;
 
+use again::Again;
 use batch::Flight;
 use budget::Ratio;
 use queue::{Pick, Queue};
@@ -97,6 +99,8 @@ pub struct Sched {
     flights_max: usize,
     slots: Slab,
     by_request: BTreeMap<RequestId, u32>,
+    /// Came again while their last attempt leaves.
+    again: Again,
     /// Waits for a prefill here.
     queue: Queue,
     /// Waits for pages to be filled by a prefill worker.
@@ -149,6 +153,7 @@ impl Sched {
             page_size: config.kv.page_size,
             slots: Slab::default(),
             by_request: BTreeMap::new(),
+            again: Again::default(),
             queue: Queue::default(),
             sinks: Queue::default(),
             offered: 0,
@@ -174,6 +179,7 @@ impl Sched {
     /// A request arrives: it is refused with a reason, or it waits.
     pub fn submit(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer, submit: Submit) {
         let request = submit.request;
+        let Some(submit) = self.wait_for_name(cx.now, submit) else { return };
         if let Err(refusal) = self.enter(cx, kv, transfer, submit) {
             cx.metrics.refused += 1;
             cx.emit(request, Event::Refused(refusal));
@@ -189,6 +195,9 @@ impl Sched {
         request: RequestId,
         finish: Finish,
     ) {
+        if self.end_waiting_for_name(cx, request, finish) {
+            return;
+        }
         if let Some(&slot) = self.by_request.get(&request) {
             self.end(cx, kv, transfer, slot, finish);
         }
@@ -221,6 +230,7 @@ impl Sched {
         {
             self.end(cx, kv, transfer, slot, Finish::Deadline);
         }
+        self.settle_again(cx, kv, transfer);
         self.wake = None;
         self.was_starved = self.starved.take().is_some();
         loop {
@@ -247,7 +257,7 @@ impl Sched {
         let late = self.deadlines.first().filter(|_| is_kept).map(|&(at, _)| (at, "a request is late"));
         let wake = self.wake.map(|at| (at, "a fetch has had its time"));
         let starved = self.starved.map(|at| (at, "a lone sequence found no page"));
-        earlier(earlier(late, wake), starved)
+        earlier(earlier(late, wake), earlier(starved, self.again.deadline()))
     }
 
     /// What an unfinished request waits for; `None` if there is no such request.
@@ -340,7 +350,7 @@ impl Sched {
     /// Requests that have not ended, those whose pages are still on their way back included.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.slots.len() + self.again.len()
     }
 
     /// True if nothing is left to do.
@@ -377,6 +387,7 @@ impl Sched {
             .for_each(|&slot| digest.word(u64::from(slot)));
         self.flights.iter().for_each(|flight| digest.value(&flight.op));
         digest.word(u64::from(self.ratio.ppm()) << 1 | u64::from(self.draining));
+        self.again.digest(digest);
         digest.word(self.wake.unwrap_or_default().0 ^ self.starved.unwrap_or_default().0.rotate_left(32));
     }
 
@@ -479,7 +490,7 @@ impl Sched {
 
     /// Requests that count against the bound of the queue. Those at the front were admitted once and do not.
     fn waiting(&self) -> u32 {
-        (self.queue.len() + self.sinks.len()) as u32 + self.offered
+        (self.queue.len() + self.sinks.len() + self.again.len()) as u32 + self.offered
     }
 }
 

@@ -277,7 +277,7 @@ impl Plan {
         if !self.requests.is_empty() {
             text.push_str("\n[[load]]\nkind = \"list\"\nrequests = [\n");
             for request in &self.requests {
-                text.push_str(&format!("    {{ {} }},\n", request.line()));
+                text.push_str(&format!("    {{ {} }},\n", request.line(&self.requests)));
             }
             text.push_str("]\n");
         }
@@ -299,13 +299,15 @@ impl Plan {
 }
 
 impl Request {
-    fn line(&self) -> String {
+    /// Its line in a list beside these others.
+    fn line(&self, all: &[Self]) -> String {
         let mut line =
             format!("at = \"{}\", prompt_tokens = {}, output_tokens = {}", span(self.at_ns), self.prompt, self.output);
         if let Some(content) = self.content {
             line.push_str(&format!(", content = \"c{content}\""));
         }
-        if let Some((of, tokens)) = self.prefix {
+        // A prefix of a content that nobody has is an error in a scenario; whoever had it has been taken out.
+        if let Some((of, tokens)) = self.prefix.filter(|(of, _)| all.iter().any(|other| other.content == Some(*of))) {
             line.push_str(&format!(", prefix = {{ of = \"c{of}\", tokens = {tokens} }}"));
         }
         if self.priority != 0 {

@@ -9,9 +9,12 @@
 //! 3. `Content::Blocks` names exactly the blocks that the prompt touches, the last one perhaps in part.
 
 mod azure;
+mod bailian;
+mod columns;
 mod mooncake;
 mod stats;
 mod tokens;
+mod write;
 
 use std::io::Read;
 use std::path::Path;
@@ -24,6 +27,7 @@ use thiserror::Error;
 use pd_core::rng::Rng;
 
 pub use stats::{Hits, Spread, Stats, stats};
+pub use write::Loss;
 
 /// A workload as it was recorded.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -76,6 +80,12 @@ pub enum Format {
     Azure,
     /// JSON lines with token ids: `input_toks`, `output_toks`, `arrival_time_ns`, `input_tok_ids`, `output_tok_ids`.
     Tokens,
+    /// Alibaba's qwen-bailian JSON lines: `timestamp` (s), `input_length`, `output_length`, `hash_ids` of 16 tokens.
+    Bailian,
+    /// BurstGPT's CSV: `Timestamp` (s), `Request tokens`, `Response tokens` among other columns.
+    Burstgpt,
+    /// Vidur's CSV: `arrived_at` (s), `num_prefill_tokens`, `num_decode_tokens`.
+    Vidur,
 }
 
 /// Why a trace could not be read.
@@ -132,8 +142,7 @@ pub struct Problem {
 impl Trace {
     /// Reads a file, compressed or not.
     ///
-    /// `block` is the block size of a Mooncake file, 512 if none is given; other formats have
-    /// none.
+    /// `block` is the block size of a Mooncake or bailian file, 512 or 16 if none is given; other formats have none.
     ///
     /// # Errors
     /// As [`TraceError`] says.
@@ -160,6 +169,9 @@ impl Trace {
             Format::Mooncake => mooncake::rows(text, block.unwrap_or(mooncake::BLOCK_TOKENS)),
             Format::Azure => azure::rows(text),
             Format::Tokens => tokens::rows(text),
+            Format::Bailian => bailian::rows(text, block.unwrap_or(bailian::BLOCK_TOKENS)),
+            Format::Burstgpt => columns::BURSTGPT.rows(text),
+            Format::Vidur => columns::VIDUR.rows(text),
         };
         let mut rows = rows.map_err(|(line, problem)| TraceError::Line { file: file.into(), line, problem })?;
         rows.sort_by_key(|row| row.at_ns);

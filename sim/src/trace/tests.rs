@@ -194,3 +194,59 @@ fn shape(spread: Spread) -> [u32; 5] {
 fn per_cent(part: u64, whole: u64) -> String {
     format!("{:.2}", part as f64 * 100.0 / whole as f64)
 }
+
+#[test]
+fn what_is_written_is_read_again() {
+    let blocks = |at_ns, prompt_tokens, ids: &[u64]| Row {
+        at_ns,
+        prompt_tokens,
+        output_tokens: 7,
+        content: Content::Blocks { block: 16, ids: ids.to_vec() },
+    };
+    let trace = Trace { rows: vec![blocks(0, 20, &[1, 2]), blocks(1_500_000_000, 33, &[1, 2, 9])] };
+    let again = |format, block| {
+        let mut out = Vec::new();
+        let loss = trace.write(format, &mut out).expect("memory takes everything");
+        (Trace::parse("t", &out, format, block).expect("what we write"), loss)
+    };
+    assert_eq!(again(Format::Bailian, None), (trace.clone(), Loss::default()));
+    assert_eq!(again(Format::Mooncake, Some(16)), (trace.clone(), Loss::default()));
+    for format in [Format::Vidur, Format::Burstgpt, Format::Azure] {
+        let (bare, loss) = again(format, None);
+        assert_eq!(loss, Loss { contents: 2, arrivals: 0 }, "{format:?}");
+        let lengths = |trace: &Trace| -> Vec<_> {
+            trace.rows.iter().map(|row| (row.at_ns, row.prompt_tokens, row.output_tokens)).collect()
+        };
+        assert_eq!(lengths(&bare), lengths(&trace), "{format:?}");
+        assert!(bare.rows.iter().all(|row| row.content == Content::Opaque));
+    }
+}
+
+#[test]
+fn rows_without_content_share_nothing_as_blocks() {
+    let row = |at_ns| Row { at_ns, prompt_tokens: 600, output_tokens: 1, content: Content::Opaque };
+    let mut out = Vec::new();
+    Trace { rows: vec![row(0), row(1_000_000)] }.write(Format::Mooncake, &mut out).expect("memory");
+    let again = Trace::parse("t", &out, Format::Mooncake, None).expect("what we write");
+    assert_eq!(stats(&again, 64).hits.hit_blocks, 0);
+}
+
+#[test]
+fn columns_are_told_by_name_and_what_is_wrong_with_them_is_said() {
+    let error = |text: &str, format| Trace::parse("t.csv", text.as_bytes(), format, None).expect_err("bad").to_string();
+    assert_eq!(
+        error("arrived_at,num_prefill_tokens\n", Format::Vidur),
+        "t.csv:1: header: has \"arrived_at,num_prefill_tokens\"; expected a column \"num_decode_tokens\""
+    );
+    assert_eq!(
+        error("num_decode_tokens,arrived_at,num_prefill_tokens\n1,soon,2\n", Format::Vidur),
+        "t.csv:2: arrived_at: is \"soon\"; expected seconds, such as 12.5, of at most 100 years"
+    );
+    assert_eq!(
+        error(
+            "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,0,3,3,API log\n",
+            Format::Burstgpt
+        ),
+        "t.csv:2: Request tokens: is 0; expected 1 to 16777216 tokens"
+    );
+}

@@ -16,6 +16,7 @@
 mod checked;
 mod client;
 mod coast;
+mod devices;
 mod life;
 mod look;
 mod mail;
@@ -487,34 +488,6 @@ impl<M: Serve> WorldOf<M> {
         let node = &mut self.nodes[index as usize];
         node.ticks = if node.tick_at == Some(self.now) { node.ticks + 1 } else { 0 };
         assert!(node.ticks < TICKS_MAX, "worker {index} at {} asks for ticks without end: {why}", self.now);
-    }
-
-    fn advance_links(&mut self) {
-        let mut done = std::mem::take(&mut self.flows_done);
-        self.fabric.links.advance(self.now, &mut done);
-        self.tell_links();
-        for flow in done.drain(..) {
-            let Some(place) = self.fabric.flow_ended(flow) else { continue };
-            self.land_before(place.node);
-            self.nodes[place.node as usize].lanes.on_flow(self.now, place.seq, &mut self.fabric);
-            self.drain(place.node);
-        }
-        self.flows_done = done;
-    }
-
-    fn advance_disks(&mut self) {
-        let mut done = std::mem::take(&mut self.jobs_done);
-        for depot in 0..self.fabric.depots.len() {
-            self.fabric.depots[depot].disk.advance(self.now, &mut done);
-            for job in done.drain(..) {
-                let Some(place) = self.fabric.job_ended(depot, job) else { continue };
-                self.land_before(place.node);
-                self.nodes[place.node as usize].lanes.on_job(self.now, place.seq, &mut self.fabric);
-                self.drain(place.node);
-            }
-        }
-        self.jobs_done = done;
-        self.fabric.has_disk_jobs = true;
     }
 }
 

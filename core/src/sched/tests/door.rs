@@ -1,5 +1,7 @@
 //! Who is not let in, and why.
 
+use std::vec::Vec;
+
 use crate::config::Mode;
 use crate::event::{Control, Event, Finish, Refusal};
 use crate::id::{Room, WorkerId};
@@ -64,6 +66,53 @@ fn a_live_name_is_not_given_twice() {
     toy.submit(1, &words(1, 5), 2);
     toy.submit(1, &words(1, 5), 2);
     assert!(toy.of(1).contains(&Event::Refused(Refusal::DuplicateRequest)));
+    toy.run();
+    toy.check_rest();
+}
+
+/// Found with a prefill worker that dies under transfers: the router tries their requests again at once, and the worker
+/// that was still letting go of them refused each as a duplicate until no retry was left.
+#[test]
+fn a_request_that_comes_again_while_its_last_attempt_leaves_is_served() {
+    let mut toy = toy(16, |_| {});
+    toy.submit(1, &words(1, 9), 3);
+    toy.cancel(1);
+    assert!(!toy.sched.is_empty(), "its forward is in flight");
+    toy.submit(1, &words(1, 9), 3);
+    // Twice is still once too often.
+    toy.submit(1, &words(1, 9), 3);
+    toy.run();
+    let ends: Vec<Event> =
+        toy.of(1).into_iter().filter(|event| !matches!(event, Event::Admitted(_) | Event::Token(_))).collect();
+    assert_eq!(
+        ends,
+        [
+            Event::Finished { reason: Finish::Cancelled, output: 0 },
+            Event::Refused(Refusal::DuplicateRequest),
+            Event::Finished { reason: Finish::Length, output: 3 },
+        ]
+    );
+    assert_eq!(toy.tokens(1).len(), 3);
+    toy.check_rest();
+}
+
+#[test]
+fn a_request_that_waits_for_its_name_can_be_cancelled_and_be_late() {
+    let mut toy = toy(16, |_| {});
+    toy.submit(1, &words(1, 9), 3);
+    toy.cancel(1);
+    toy.submit(1, &words(1, 9), 3);
+    toy.cancel(1);
+    let at = Instant(5);
+    toy.submit_with(1, &words(1, 9), 3, |submit| submit.deadline = Some(at));
+    assert_eq!(toy.sched.deadline().map(|(at, _)| at), Some(at));
+    toy.advance(at);
+    let reasons: Vec<Finish> = toy
+        .of(1)
+        .into_iter()
+        .filter_map(|event| if let Event::Finished { reason, .. } = event { Some(reason) } else { None })
+        .collect();
+    assert_eq!(reasons, [Finish::Cancelled, Finish::Cancelled, Finish::Deadline]);
     toy.run();
     toy.check_rest();
 }

@@ -233,9 +233,8 @@ fn a_pair_has_lanes_counters_requests_and_arrows() {
 #[test]
 fn a_restart_shows_storage_copies_and_the_script() {
     let (found, _) = traced("restart_reload.toml", &[]);
-    for kind in ["prefetch", "persist", "backup", "load back", "scan", "request", "queue", "restart of worker"] {
-        let is_instant = kind == "restart of worker";
-        assert!(is_instant || found.slices.contains_key(kind), "no slice {kind}: {:?}", found.slices);
+    for kind in ["prefetch", "persist", "backup", "load back", "scan", "request", "queue"] {
+        assert!(found.slices.contains_key(kind), "no slice {kind}: {:?}", found.slices);
     }
     assert!(found.instants >= 3, "restart, down, up");
     assert!(found.tracks.values().any(|track| track == "script and lives/script"));
