@@ -10,19 +10,36 @@ use pd_sim::hardware::{Kind, Library, LoadError};
 fn each_file_loads_under_its_own_name() {
     let library = library();
     let gpus = library.names(Kind::Gpu).expect("hw");
-    assert_eq!(gpus, ["a100_sxm", "h100_pcie", "h100_sxm", "h200"]);
+    assert_eq!(gpus, ["a100_sxm", "a800_sxm", "h100_pcie", "h100_sxm", "h200"]);
     for name in &gpus {
         assert_eq!(library.gpu(name).expect("loads").name, *name);
     }
     let links = library.names(Kind::Link).expect("hw");
-    assert_eq!(links, ["net_200g", "net_25g", "net_400g", "nvlink3", "nvlink4", "pcie4", "pcie5", "tcp_100g"]);
+    assert_eq!(
+        links,
+        [
+            "mooncake_200g",
+            "mooncake_4x200g",
+            "net_200g",
+            "net_25g",
+            "net_400g",
+            "nixl_segments",
+            "nvlink3",
+            "nvlink4",
+            "pcie4",
+            "pcie5",
+            "ppd_tcp",
+            "splitwise_400g",
+            "tcp_100g"
+        ]
+    );
     for name in &links {
         let link = library.link(name).expect("loads");
         assert_eq!(link.name, *name);
         assert!(link.cost().time_ns(1 << 30, 1) > link.cost().time_ns(1 << 20, 1));
     }
     let disks = library.names(Kind::Disk).expect("hw");
-    assert_eq!(disks, ["nvme_gen4", "nvme_gen5", "object_store", "page_cache"]);
+    assert_eq!(disks, ["mooncake_pool", "nfs_100g", "nvme_gen4", "nvme_gen5", "object_store", "page_cache"]);
     for name in &disks {
         let disk = library.disk(name).expect("loads");
         assert_eq!(disk.name, *name);
@@ -33,9 +50,12 @@ fn each_file_loads_under_its_own_name() {
         models,
         [
             "deepseek-r1-distill-llama-8b",
+            "kv-slice-1",
+            "kv-slice-48",
             "llama-3.1-70b",
             "llama-3.1-8b",
             "mistral-7b",
+            "opt-13b",
             "qwen3-0.6b",
             "qwen3-32b",
             "qwen3-8b"
@@ -173,7 +193,7 @@ fn wrong_files_are_refused_by_line() {
     check(
         "unknown.toml",
         &format!("{good}bandwith = 1\n"),
-        ":8: unknown field `bandwith`, expected one of `name`, `request_ns`, `descriptor_ps`, `bytes_per_second`, `latency_ns`",
+        ":8: unknown field `bandwith`, expected one of `name`, `request_ns`, `descriptor_ps`, `descriptors_ahead`, `bytes_per_second`, `latency_ns`",
     );
     check("kind.toml", &good.replace("kind = \"link\"", "kind = \"disk\""), ":2: is a disk, expected a link");
     check(

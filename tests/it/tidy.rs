@@ -99,15 +99,3 @@ fn core_depends_on_the_allowed_crates_only() {
         section.lines().filter_map(|line| line.split(['.', ' ', '=']).next()).filter(|name| !name.is_empty()).collect();
     assert_eq!(names, ["blake3", "rand_chacha", "serde", "thiserror"]);
 }
-
-#[test]
-fn the_list_of_marks_is_complete() {
-    let mut marks = Vec::new();
-    for path in all_sources().iter().filter(|path| path.starts_with(root().join("core"))) {
-        let text = fs::read_to_string(path).expect("a readable file");
-        marks.extend(text.split("mark(\"").skip(1).filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
-    }
-    marks.sort();
-    marks.dedup();
-    assert_eq!(marks, pd::core::metrics::MARKS, "keep MARKS in core/src/metrics.rs in step with the sources");
-}

@@ -67,9 +67,8 @@ pub(crate) struct Waiting {
     /// Why pages before `stored_until` may be missing all the same.
     pub(crate) reason: Option<MissReason>,
     pub(super) batches: Vec<BatchId>,
-    /// Leading pages that were there or under way when the limit cut its last fetch; 0 if it did not. Once those have
-    /// arrived the rest waits for its turn; once one of them has been dropped again, no more is fetched: L2 cannot hold
-    /// what waits for it, and would be filled for ever.
+    /// Leading pages that were there or under way when the limit cut its last fetch; 0 if it did not. Once they are there
+    /// the rest has its turn; once one is dropped again, no more is fetched: L2 cannot hold what waits for it.
     cut_at: u32,
     /// Since when only the fetch keeps it from being admitted.
     pub(super) blocked_at: Option<Instant>,
@@ -338,6 +337,13 @@ impl HiCache {
             waiting.cut_at = wanted[room as usize];
             wanted.truncate(room as usize);
         }
+        // What is left of a fetch that was cut takes free pages only, not those of others who wait.
+        let free = if cut_at > 0 { tiers.host.free_count() as usize } else { wanted.len() };
+        if free < enough {
+            waiting.reason = Some(MissReason::HostMemory);
+            return;
+        }
+        wanted.truncate(free);
         let hosts = self.reserve(tiers, &path, wanted.len());
         if hosts.len() < enough.min(wanted.len()) {
             for host in hosts {
@@ -503,8 +509,7 @@ impl HiCache {
             waiting.reason = reason.or(waiting.reason);
             if waiting.batches.is_empty() && waiting.state == State::Fetching {
                 waiting.state = State::Done;
-                // The limit let only the beginning through: the rest has its turn while the request waits for its own
-                // (sglang #27619).
+                // The limit let only the beginning through: the rest has its turn (sglang #27619).
                 if waiting.reason == Some(MissReason::Capacity) && waiting.cut_at > 0 {
                     waiting.state = State::Parked;
                     self.parked.push_back(user);

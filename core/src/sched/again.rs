@@ -19,7 +19,7 @@ use crate::digest::Digest;
 use crate::event::{Event, Finish};
 use crate::id::RequestId;
 use crate::kv::Kv;
-use crate::op::Submit;
+use crate::op::{Leg, Submit};
 use crate::time::{Instant, nanos};
 use crate::transfer::Transfer;
 
@@ -67,7 +67,7 @@ impl Sched {
     /// Keeps a request whose name is leaving; gives it back if it is to go through the door at once.
     pub(super) fn wait_for_name(&mut self, now: Instant, mut submit: Submit) -> Option<Submit> {
         let request = submit.request;
-        let is_leaving = self.by_request.get(&request).is_some_and(|&slot| self.slots.at(slot).state == State::Leaving);
+        let is_leaving = self.by_request.get(&request).is_some_and(|&slot| self.is_leaving(slot, submit.leg));
         if !is_leaving || self.again.waiting.contains_key(&request) || self.waiting() >= self.config.max_queued_requests
         {
             return Some(submit);
@@ -78,8 +78,17 @@ impl Sched {
         None
     }
 
-    /// Ends a request that waits for its name; false if there is none.
-    pub(super) fn end_waiting_for_name(&mut self, cx: &mut Cx<'_>, request: RequestId, finish: Finish) -> bool {
+    /// True if a sequence is over, or a prefill for an attempt that a newer one of the router has replaced: the sink of
+    /// the old one asked for it, and its end is on its way.
+    fn is_leaving(&self, slot: u32, leg: Leg) -> bool {
+        let sequence = self.slots.at(slot);
+        let is_replaced =
+            matches!((sequence.leg, leg), (Leg::Prefill { room }, Leg::Prefill { room: newer }) if room != newer);
+        sequence.state == State::Leaving || is_replaced
+    }
+
+    /// Ends a request that waits for its name, if there is one.
+    pub(super) fn end_waiting_for_name(&mut self, cx: &mut Cx<'_>, request: RequestId, finish: Finish) {
         let place = self.again.back.iter().position(|submit| submit.request == request);
         let was_there = self.again.waiting.remove(&request).is_some()
             || place.is_some_and(|place| self.again.back.remove(place).is_some());
@@ -88,7 +97,6 @@ impl Sched {
             cx.metrics.cancelled += 1;
             cx.emit(request, Event::Finished { reason: finish, output: 0 });
         }
-        was_there
     }
 
     /// Lets those in whose names are free, and ends those that are late.
@@ -113,7 +121,8 @@ impl Sched {
     pub(super) fn check_again(&self) {
         for request in self.again.waiting.keys() {
             let slot = self.by_request.get(request).expect("who waits for a name waits for a sequence");
-            assert!(self.slots.at(*slot).state == State::Leaving, "the name is leaving");
+            let sequence = self.slots.at(*slot);
+            assert!(sequence.state == State::Leaving || sequence.is_source(), "the name is leaving");
         }
         for submit in &self.again.back {
             assert!(!self.by_request.contains_key(&submit.request), "the name is free");

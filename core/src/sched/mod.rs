@@ -195,9 +195,7 @@ impl Sched {
         request: RequestId,
         finish: Finish,
     ) {
-        if self.end_waiting_for_name(cx, request, finish) {
-            return;
-        }
+        self.end_waiting_for_name(cx, request, finish);
         if let Some(&slot) = self.by_request.get(&request) {
             self.end(cx, kv, transfer, slot, finish);
         }

@@ -35,6 +35,8 @@ struct Leg {
 #[derive(Debug)]
 pub(super) struct Lifecycle {
     legs: Vec<BTreeMap<RequestId, Leg>>,
+    /// Legs of a newer attempt that wait for the name of the one before.
+    waiting: Vec<BTreeMap<RequestId, Leg>>,
     /// Where the router has sent a request.
     routed: BTreeMap<RequestId, (Option<WorkerId>, WorkerId)>,
     checks_tokens: bool,
@@ -48,11 +50,20 @@ pub(super) struct Lifecycle {
 impl Lifecycle {
     pub(super) fn new(workers: usize, checks_tokens: bool) -> Self {
         let legs = vec![BTreeMap::new(); workers];
-        Self { legs, routed: BTreeMap::new(), checks_tokens, duplicate: None, cancelled: None, asked: None }
+        Self {
+            waiting: legs.clone(),
+            legs,
+            routed: BTreeMap::new(),
+            checks_tokens,
+            duplicate: None,
+            cancelled: None,
+            asked: None,
+        }
     }
 
     pub(super) fn on_life(&mut self, worker: u32) {
         self.legs[worker as usize].clear();
+        self.waiting[worker as usize].clear();
     }
 
     pub(super) fn on_router_life(&mut self) {
@@ -76,15 +87,18 @@ impl Lifecycle {
     ) -> Option<Instant> {
         let request = submit.request;
         let legs = &mut self.legs[worker as usize];
-        if legs.contains_key(&request) {
-            self.duplicate = Some(request);
-            return None;
-        }
         let is_prefill = matches!(submit.leg, Part::Prefill { .. });
         let prompt = submit.prompt.length;
         // An answer ends where the context does.
         let limit = submit.limit.min(config.sched.context_length.saturating_sub(prompt));
-        legs.insert(request, Leg { is_prefill, prompt, limit, told: 0, is_admitted: false });
+        let leg = Leg { is_prefill, prompt, limit, told: 0, is_admitted: false };
+        if legs.contains_key(&request) {
+            // It is refused in this step, or has its turn when the other one has ended.
+            self.duplicate = Some(request);
+            self.waiting[worker as usize].insert(request, leg);
+            return None;
+        }
+        legs.insert(request, leg);
         let text = fabric.texts.get(request.0 as usize).copied().unwrap_or_default();
         if prompt < text.prompt {
             log.report(Checker::Lifecycle, About::leg(worker, request), "is submitted with less than its prompt");
@@ -119,6 +133,7 @@ impl Lifecycle {
         let about = About::leg(worker, request);
         if self.duplicate == Some(request) && matches!(event, Event::Refused(_)) {
             self.duplicate = None;
+            self.waiting[worker as usize].remove(&request);
             return false;
         }
         let Some(leg) = self.legs[worker as usize].get_mut(&request) else {
@@ -183,6 +198,9 @@ impl Lifecycle {
             }
         }
         self.legs[worker as usize].remove(&request);
+        if let Some(newer) = self.waiting[worker as usize].remove(&request) {
+            self.legs[worker as usize].insert(request, newer);
+        }
         true
     }
 

@@ -180,7 +180,12 @@ mod tests {
         let refusals = [RouteRefusal::Overloaded { max: 1 }, RouteRefusal::RetriesExhausted { attempts: 1, fault }];
         all.extend(refusals.into_iter().filter_map(of_route_refusal));
         // Keys and most values; policies of the cache are core's.
-        let known = [include_str!("../scenario/schema.rs"), include_str!("../../../core/src/config.rs")].concat();
+        let known = [
+            include_str!("../scenario/schema.rs"),
+            include_str!("../../../core/src/config.rs"),
+            include_str!("../fault/mod.rs"),
+        ]
+        .concat();
         let mut named = 0;
         for word in
             all.iter().flat_map(|text| text.split(|letter: char| !(letter.is_ascii_lowercase() || letter == '_')))

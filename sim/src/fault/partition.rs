@@ -108,6 +108,7 @@ impl<M: Serve> WorldOf<M> {
     /// The router's streams to a worker break: each of them is cancelled there as soon as it can hear.
     fn break_streams(&mut self, worker: u32) {
         for request in self.clients.legs_at(worker) {
+            self.land(worker);
             self.clients.call_back(request, worker);
             let latency_ns = self.router.as_ref().map_or(0, |router| router.latency_ns);
             self.post(worker, latency_ns, Input::Cancel { request });

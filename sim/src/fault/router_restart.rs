@@ -47,6 +47,7 @@ impl Fault for RouterRestart {
         let live: Vec<_> = world.clients.live_requests().collect();
         for request in live {
             for worker in world.clients.open_legs(request) {
+                world.land(worker);
                 world.clients.call_back(request, worker);
                 world.post(worker, latency_ns, Input::Cancel { request });
             }

@@ -13,7 +13,9 @@ struct Folder(PathBuf);
 impl Folder {
     fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("pd-sweep-{}-{name}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
+        // A library of its own, and everything named by path.
+        fs::create_dir_all(path.join("hw")).unwrap();
+        fs::create_dir_all(path.join("models")).unwrap();
         Self(path)
     }
 
