@@ -22,8 +22,8 @@ fn fleet(stage: &Stage, seeds: std::ops::Range<u64>, first_only: bool) -> Sum {
 }
 
 #[test]
-fn a_hundred_seeds_do_nothing_that_must_never_happen_and_do_it_twice() {
-    let sum = fleet(&stage().twice(true).coverage(true), 0..100, false);
+fn hundreds_of_seeds_do_nothing_that_must_never_happen_and_do_it_twice() {
+    let sum = fleet(&stage().twice(true).coverage(true), 0..300, false);
     let found: Vec<_> =
         sum.found.values().map(|found| format!("pd swarm --seed {}: {}", found.seed, found.failure)).collect();
     assert!(found.is_empty(), "{}", found.join("\n"));

@@ -1,4 +1,5 @@
 //! The two binary forms: what is written is read, and no byte makes a reader panic.
+#![allow(clippy::disallowed_types, reason = "what the macro of proptest expands to")]
 
 use alloc::vec;
 use alloc::vec::Vec;

@@ -69,9 +69,10 @@ pub(super) fn miss(e: &Explanation, served: &Served, miss: Miss) -> Finding {
             if worker.is_some_and(|worker| worker.store.is_none()) { ", and there is no L3" } else { "" }
         ),
     };
-    let advice = match miss.reason {
-        MissReason::NothingStored => nothing_advice(e),
-        reason => advice::of_miss(reason).filter(|_| miss.tokens > page_size).map(str::to_owned),
+    let advice = if miss.reason == MissReason::NothingStored {
+        nothing_advice(e)
+    } else {
+        advice::of_miss(miss.reason).filter(|_| miss.tokens > page_size).map(str::to_owned)
     };
     Finding { text: text + ".", advice }
 }

@@ -234,7 +234,7 @@ impl Observer for Watcher {
 
     fn on_launch(&mut self, _now: Instant, launch: Launch<'_>) {
         if let Launch::Worker { worker, config, .. } = launch {
-            self.site.workers[worker as usize].config = Box::new(WorkerConfig::clone(config));
+            *self.site.workers[worker as usize].config = WorkerConfig::clone(config);
         }
     }
 
@@ -358,10 +358,7 @@ impl Observer for Watcher {
             // A retry is routed in a step that is not about the request.
             RouterInput::Tick | RouterInput::Failed { .. } | RouterInput::Worker { .. } => {
                 let waiting = router.requests().filter(|view| view.waits_until.is_some()).map(|view| view.request);
-                let failed = match input {
-                    RouterInput::Failed { request, .. } => Some(*request),
-                    _ => None,
-                };
+                let failed = if let RouterInput::Failed { request, .. } = input { Some(*request) } else { None };
                 for request in waiting.chain(failed).collect::<Vec<_>>() {
                     if let Some(ask) = self.asks.get(&request).filter(|_| self.is_live(request)) {
                         self.alternatives.insert(request, router.candidates(now, ask));

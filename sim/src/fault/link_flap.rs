@@ -72,7 +72,7 @@ impl Fault for LinkFlap {
         if world.now >= at + self.lasts.0 {
             return;
         }
-        if turn % 2 == 0 {
+        if turn.is_multiple_of(2) {
             self.go_down(world, line, turn);
         } else {
             links::restore(world, line);

@@ -85,10 +85,8 @@ impl Symptom {
     #[must_use]
     pub fn slug(&self) -> String {
         let mut slug = String::new();
-        let noticed = match &self.noticed {
-            Noticed::Panic(_) => "panic".to_owned(),
-            other => other.to_string(),
-        };
+        let is_panic = matches!(self.noticed, Noticed::Panic(_));
+        let noticed = if is_panic { "panic".to_owned() } else { self.noticed.to_string() };
         for letter in format!("{noticed} {}", self.words).chars() {
             if letter.is_ascii_alphanumeric() {
                 slug.push(letter.to_ascii_lowercase());

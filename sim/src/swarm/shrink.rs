@@ -225,9 +225,9 @@ impl Shrinker<'_> {
     fn request(&mut self, index: usize) {
         let read = |plan: &Plan| plan.requests[index].clone();
         let write = |plan: &Plan, request: Request| plan.with_request(index, request);
-        self.descend(read, |request| plainer(request), write);
-        self.descend(read, |request| times(request), write);
-        self.descend(read, |request| lengths(request), write);
+        self.descend(read, plainer, write);
+        self.descend(read, times, write);
+        self.descend(read, lengths, write);
     }
 
     fn fault(&mut self, index: usize) {
@@ -260,10 +260,7 @@ impl Shrinker<'_> {
         };
         let simpler = |entry: &Option<(&'static str, Value)>| {
             let Some((key, value)) = entry else { return Vec::new() };
-            let values = match value {
-                Value::Table(inner) => smaller_tables(inner),
-                other => other.simpler(),
-            };
+            let values = if let Value::Table(inner) = value { smaller_tables(inner) } else { value.simpler() };
             values.into_iter().map(|value| Some((*key, value))).collect()
         };
         self.descend(read, simpler, write);
