@@ -43,7 +43,7 @@ fn every_life_of_every_machine_replays_to_the_same_answers() {
         for detail in [Detail::Inputs, Detail::Outputs] {
             let (bytes, outcome) = record(case(name), detail);
             let mut replayed = Replayed::default();
-            replay(&mut Reader::new(&bytes[..]).unwrap(), &mut replayed)
+            replay(&mut Reader::new(&bytes[..]).expect("journals in memory are whole"), &mut replayed)
                 .unwrap_or_else(|error| panic!("{name}: {error}"));
             for (index, worker) in outcome.workers.iter().enumerate() {
                 assert_eq!(replayed.steps[&Who::Worker(index as u32)], worker.steps, "{name}: worker {index}");
@@ -57,25 +57,25 @@ fn every_life_of_every_machine_replays_to_the_same_answers() {
 
 /// The same journal, with other configurations.
 fn reconfigured(bytes: &[u8], detail: Detail, change: fn(&mut Life)) -> Vec<u8> {
-    let reader = Reader::new(bytes).unwrap();
-    let mut writer = Writer::new(Vec::new(), &Header::new("changed", detail)).unwrap();
+    let reader = Reader::new(bytes).expect("journals in memory are whole");
+    let mut writer = Writer::new(Vec::new(), &Header::new("changed", detail)).expect("journals in memory are whole");
     for record in reader {
-        match record.unwrap() {
+        match record.expect("journals in memory are whole") {
             Record::Launch { at, who, mut life } => {
                 change(&mut life);
-                writer.launch(at, who, &life).unwrap();
+                writer.launch(at, who, &life).expect("journals in memory are whole");
             }
-            Record::Stop { at, who } => writer.stop(at, who).unwrap(),
+            Record::Stop { at, who } => writer.stop(at, who).expect("journals in memory are whole"),
             Record::Step(step) => match (&step.told, step.asked.as_ref(), step.who) {
                 (Told::Worker(input), Some(Asked::Worker(outputs)), Who::Worker(index)) => {
-                    writer.worker(step.at, index, input, outputs).unwrap();
+                    writer.worker(step.at, index, input, outputs).expect("journals in memory are whole");
                 }
                 (Told::Router(input), Some(Asked::Router(outputs)), _) => {
-                    writer.router(step.at, input, outputs).unwrap()
+                    writer.router(step.at, input, outputs).expect("journals in memory are whole")
                 }
                 _ => panic!("a journal with outputs"),
             },
-            Record::End { at } => return writer.finish(at).unwrap().0,
+            Record::End { at } => return writer.finish(at).expect("journals in memory are whole").0,
         }
     }
     panic!("a journal has an end")
@@ -91,7 +91,9 @@ fn a_replay_on_another_configuration_names_the_first_step_and_the_field() {
     };
     let changed = reconfigured(&bytes, Detail::Outputs, smaller);
     let mut replayed = Replayed::default();
-    let Err(ReplayError::Diverged(divergence)) = replay(&mut Reader::new(&changed[..]).unwrap(), &mut replayed) else {
+    let Err(ReplayError::Diverged(divergence)) =
+        replay(&mut Reader::new(&changed[..]).expect("journals in memory are whole"), &mut replayed)
+    else {
         panic!("another chunk size is another behaviour")
     };
     assert_eq!(divergence.recorded.who, Who::Worker(0));
@@ -105,7 +107,7 @@ fn a_replay_on_another_configuration_names_the_first_step_and_the_field() {
     // Without outputs the step is named all the same.
     let changed = reconfigured(&bytes, Detail::Inputs, other);
     let Err(ReplayError::Diverged(divergence)) =
-        replay(&mut Reader::new(&changed[..]).unwrap(), &mut Replayed::default())
+        replay(&mut Reader::new(&changed[..]).expect("journals in memory are whole"), &mut Replayed::default())
     else {
         panic!("another policy is another behaviour")
     };
@@ -152,7 +154,7 @@ fn a_journal_equals_the_run_that_it_is_of() {
     let folder = Scratch::new("journal_equals");
     let (bytes, _) = record(case("restart_reload.toml"), Detail::Inputs);
     let path = folder.write("run.journal", &bytes);
-    let recorded = Run::recorded(Reader::buffered(File::open(path).unwrap()).unwrap());
+    let recorded = Run::recorded(Reader::buffered(File::open(path).expect("journals in memory are whole")).unwrap());
     let comparison = compared(recorded, live("restart_reload.toml", None, &[]));
     assert!(comparison.is_equal() && comparison.events > 50, "{comparison}");
 }
@@ -163,7 +165,7 @@ pub(crate) struct Scratch(PathBuf);
 impl Scratch {
     pub(crate) fn new(name: &str) -> Self {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        fs::create_dir_all(&path).unwrap();
+        fs::create_dir_all(&path).expect("journals in memory are whole");
         Self(path)
     }
 
@@ -173,7 +175,7 @@ impl Scratch {
 
     fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.path(name);
-        fs::write(&path, bytes).unwrap();
+        fs::write(&path, bytes).expect("journals in memory are whole");
         path
     }
 }
@@ -188,9 +190,13 @@ impl Drop for Scratch {
 /// The command, with arguments separated by blanks; `%` stands for the scratch folder.
 pub(crate) fn pd(folder: &Scratch, arguments: &str) -> (Output, String) {
     let arguments = arguments.split(' ').map(|argument| argument.replace('%', &folder.0.display().to_string()));
-    let output = Command::new(env!("CARGO_BIN_EXE_pd")).args(arguments).current_dir(root()).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_pd"))
+        .args(arguments)
+        .current_dir(root())
+        .output()
+        .expect("journals in memory are whole");
     let text = [&output.stdout[..], &output.stderr[..]].concat();
-    let text = String::from_utf8(text).unwrap();
+    let text = String::from_utf8(text).expect("journals in memory are whole");
     (output, text)
 }
 
@@ -215,7 +221,7 @@ fn the_commands_say_by_their_exit_code_what_they_found() {
         assert_eq!(output.status.code(), Some(code), "{arguments}: {text}");
         assert!(text.contains(says), "{arguments}: {text}");
         if torn.is_empty() {
-            torn = fs::read(folder.path("a.journal")).unwrap();
+            torn = fs::read(folder.path("a.journal")).expect("journals in memory are whole");
         }
     }
     torn.truncate(torn.len() - 3);
