@@ -2,7 +2,7 @@
 //!
 //! A checker that has never caught anything proves nothing. Each mutant is a mistake that somebody has made or nearly
 //! made; the table says what it does and which checker has to catch it. Configurations carry a [`Mutation`], which is
-//! empty and costs nothing unless the feature `mutants` is on (it is in tests): then [`Mutation::of`] makes one.
+//! empty and costs nothing unless the feature `mutants` is on (it is in tests): then `Mutation::of` makes one.
 //!
 //! Checkers are named as `pd-sim` names them (`check::Checker`). `machine` is the machine itself: an assertion, or
 //! [`crate::machine::Machine::check`].

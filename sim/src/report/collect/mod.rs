@@ -1,7 +1,7 @@
 //! Watches a run for its reports: knows which command was for whom, keeps values over time, and hands each fact on.
 //!
 //! One [`Collector`] serves all reports of a run. What is handed on at once (Perfetto, CSV) is not kept; what is kept
-//! is bounded: series by [`Level`], bars by [`MOVES_MAX`], and 100 bytes a request. It cannot change the run.
+//! is bounded: series by `Level`, bars by [`MOVES_MAX`], and 100 bytes a request. It cannot change the run.
 
 mod deed;
 mod phases;

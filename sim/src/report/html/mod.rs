@@ -3,7 +3,7 @@
 //! Owns which facts are on the page and how much of each; how they look is in `page.css`, `plot.js` and `page.js`.
 //!
 //! 1. Texts of the user (names, `about`, link names) reach the page only inside the JSON block, where `<` is escaped,
-//!    or through [`escape`]; the script puts them in as text, never as markup.
+//!    or through `escape`; the script puts them in as text, never as markup.
 //! 2. The page is bounded: series are coarsened, of many requests the slowest and a sample are shown, and it says so.
 
 mod data;
