@@ -39,7 +39,7 @@ pub mod radix;
 pub mod rng;
 pub mod router;
 pub mod sched;
-mod table;
+pub mod table;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;
 pub mod time;

@@ -1,7 +1,9 @@
 //! Finds the entry of a page key in one or two memory accesses. Used where millions of keys are looked up and never
-//! listed: the router's prefix index and the index of L3.
+//! listed: the router's prefix index, the index of L3, and the simulator's stores.
 //!
-//! Open addressing over node numbers. A page key is a hash already, so its own bits (salted) are the address. This is
+//! Open addressing over node numbers, each beside 32 bits of its key's hash: a probe that meets another key leaves that
+//! key's node alone (one memory access for a key that is not there, two for one that is), and growing moves numbers
+//! only. A page key is a hash already, so its own bits (salted) are the address. This is
 //! not the hash map that core forbids: the address is a function of salt and key alone, and nothing iterates it. A
 //! B-tree of four million keys takes five dependent cache misses per key, 24 keys would take more than the 3 us that a
 //! whole decision may.
@@ -14,11 +16,11 @@ use alloc::vec::Vec;
 use crate::id::PageKey;
 
 /// No node.
-pub(crate) const NONE: u32 = u32::MAX;
+pub const NONE: u32 = u32::MAX;
 
 /// From key to node; the keys themselves are with the nodes.
 #[derive(Debug)]
-pub(crate) struct Table {
+pub struct Table {
     parts: Vec<Part>,
     salt: u64,
     count: u32,
@@ -26,81 +28,98 @@ pub(crate) struct Table {
 
 #[derive(Clone, Debug, Default)]
 struct Part {
-    nodes: Vec<u32>,
+    slots: Vec<Slot>,
     count: u32,
 }
 
+/// A node and the lower half of its key's hash, from which its place follows too.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    hash: u32,
+    node: u32,
+}
+
 impl Table {
-    pub(crate) fn new(salt: u64) -> Self {
+    /// An empty table; equal salts give equal places.
+    #[must_use]
+    pub fn new(salt: u64) -> Self {
         Self { parts: vec![Part::default(); PARTS], salt, count: 0 }
     }
 
     /// The node of `key`; `key_of` says which key a node has.
-    pub(crate) fn find(&self, key: PageKey, key_of: impl Fn(u32) -> PageKey) -> Option<u32> {
+    #[inline]
+    #[must_use]
+    pub fn find(&self, key: PageKey, key_of: impl Fn(u32) -> PageKey) -> Option<u32> {
         let (part, at) = self.locate(key, &key_of)?;
-        let node = self.parts[part].nodes[at];
+        let node = self.parts[part].slots[at].node;
         (node != NONE).then_some(node)
     }
 
-    /// Adds a key that is not there.
-    pub(crate) fn insert(&mut self, key: PageKey, node: u32, key_of: impl Fn(u32) -> PageKey) {
+    /// Adds a key that is not there. The node must not be [`NONE`].
+    pub fn insert(&mut self, key: PageKey, node: u32) {
         let hash = self.hash(key);
-        let salt = self.salt;
         let part = &mut self.parts[part_of(hash)];
         // At most three quarters full: probes stay short.
-        if (part.count as usize + 1) * 4 > part.nodes.len() * 3 {
-            let size = (part.nodes.len() * 2).max(8);
-            let old = core::mem::replace(&mut part.nodes, vec![NONE; size]);
-            for node in old.into_iter().filter(|&node| node != NONE) {
-                part.put(hash_of(key_of(node), salt), node);
+        if (part.count as usize + 1) * 4 > part.slots.len() * 3 {
+            let size = (part.slots.len() * 2).max(8);
+            let old = core::mem::replace(&mut part.slots, vec![Slot::FREE; size]);
+            for slot in old.into_iter().filter(|slot| slot.node != NONE) {
+                part.put(slot);
             }
         }
-        part.put(hash, node);
+        part.put(Slot { hash: hash as u32, node });
         part.count += 1;
         self.count += 1;
     }
 
     /// Removes a key that is there.
-    pub(crate) fn remove(&mut self, key: PageKey, key_of: impl Fn(u32) -> PageKey) {
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn remove(&mut self, key: PageKey, key_of: impl Fn(u32) -> PageKey) {
         let (part, mut hole) = self.locate(key, &key_of).expect("only known keys are removed");
-        let salt = self.salt;
         let part = &mut self.parts[part];
-        let mask = part.nodes.len() - 1;
+        let mask = part.slots.len() - 1;
         // Moves later entries of the run back where their probe would otherwise meet the hole.
         let mut at = hole;
         loop {
             at = (at + 1) & mask;
-            let node = part.nodes[at];
-            if node == NONE {
+            let slot = part.slots[at];
+            if slot.node == NONE {
                 break;
             }
-            let home = hash_of(key_of(node), salt) as usize & mask;
+            let home = slot.hash as usize & mask;
             if (at.wrapping_sub(home) & mask) >= (at.wrapping_sub(hole) & mask) {
-                part.nodes[hole] = node;
+                part.slots[hole] = slot;
                 hole = at;
             }
         }
-        part.nodes[hole] = NONE;
+        part.slots[hole] = Slot::FREE;
         part.count -= 1;
         self.count -= 1;
     }
 
     /// Keys held.
-    pub(crate) const fn count(&self) -> u32 {
+    #[must_use]
+    pub const fn count(&self) -> u32 {
         self.count
     }
 
     /// Part and place of `key`, or of the gap where its probe ends.
+    #[inline]
     fn locate(&self, key: PageKey, key_of: &impl Fn(u32) -> PageKey) -> Option<(usize, usize)> {
         let hash = self.hash(key);
         let part = part_of(hash);
-        let nodes = &self.parts[part].nodes;
-        let mask = nodes.len().checked_sub(1)?;
+        let slots = &self.parts[part].slots;
+        let mask = slots.len().checked_sub(1)?;
         let mut at = hash as usize & mask;
-        while nodes[at] != NONE && key_of(nodes[at]) != key {
+        loop {
+            let slot = slots[at];
+            if slot.node == NONE || (slot.hash == hash as u32 && key_of(slot.node) == key) {
+                return Some((part, at));
+            }
             at = (at + 1) & mask;
         }
-        Some((part, at))
     }
 
     const fn hash(&self, key: PageKey) -> u64 {
@@ -108,14 +127,18 @@ impl Table {
     }
 }
 
+impl Slot {
+    const FREE: Self = Self { hash: 0, node: NONE };
+}
+
 impl Part {
-    fn put(&mut self, hash: u64, node: u32) {
-        let mask = self.nodes.len() - 1;
-        let mut at = hash as usize & mask;
-        while self.nodes[at] != NONE {
+    fn put(&mut self, slot: Slot) {
+        let mask = self.slots.len() - 1;
+        let mut at = slot.hash as usize & mask;
+        while self.slots[at].node != NONE {
             at = (at + 1) & mask;
         }
-        self.nodes[at] = node;
+        self.slots[at] = slot;
     }
 }
 

@@ -9,23 +9,35 @@
 //!            crash --> kept | torn | dropped
 //! ```
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::collections::VecDeque;
 
 use pd_core::id::PageKey;
 use pd_core::rng::Rng;
+use pd_core::table::Table;
 
 /// An object store of pages.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub struct Store {
-    objects: BTreeMap<PageKey, Object>,
-    /// Writes that no fsync has covered, by number.
-    volatile: BTreeMap<u64, PageKey>,
+    /// Places of objects; those in `free` hold nothing.
+    places: Vec<Place>,
+    free: Vec<u32>,
+    /// From key to place.
+    table: Table,
+    /// Writes by number, some of which may be removed or replaced by now; see [`Self::is_volatile`].
+    written: VecDeque<(u64, PageKey)>,
+    /// Objects that no fsync has covered.
+    volatile: u64,
     puts: u64,
     /// Counts puts and touches.
     uses: u64,
     bytes: u64,
     bytes_max: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Place {
+    key: PageKey,
+    object: Option<Object>,
 }
 
 /// One stored page.
@@ -51,6 +63,16 @@ pub struct Object {
 }
 
 impl Object {
+    /// What a reader of `namespace` makes of it.
+    fn check(&self, namespace: PageKey) -> Result<(), StoreFault> {
+        match self.state {
+            ObjectState::Torn => Err(StoreFault::Torn),
+            ObjectState::Foreign => Err(StoreFault::Foreign),
+            ObjectState::Intact if self.namespace != namespace => Err(StoreFault::Foreign),
+            ObjectState::Intact => Ok(()),
+        }
+    }
+
     /// Larger is later; an object is older than what it was put behind.
     fn recency(&self) -> u64 {
         self.used << BEHIND_BITS | ((1 << BEHIND_BITS) - 1 - self.behind.min((1 << BEHIND_BITS) - 1))
@@ -110,11 +132,27 @@ pub struct CrashReport {
     pub dropped: u32,
 }
 
+impl Default for Store {
+    fn default() -> Self {
+        Self::new(None)
+    }
+}
+
 impl Store {
     /// An empty store; puts beyond `bytes_max` are refused.
     #[must_use]
     pub fn new(bytes_max: Option<u64>) -> Self {
-        Self { bytes_max, ..Self::default() }
+        Self {
+            places: Vec::new(),
+            free: Vec::new(),
+            table: Table::new(0),
+            written: VecDeque::new(),
+            volatile: 0,
+            puts: 0,
+            uses: 0,
+            bytes: 0,
+            bytes_max,
+        }
     }
 
     /// Writes a page. True if it was written; false if an intact object of this page was there and stays as it is.
@@ -122,20 +160,24 @@ impl Store {
     /// # Errors
     /// If there is no room.
     pub fn put(&mut self, key: PageKey, parent: PageKey, namespace: PageKey, bytes: u64) -> Result<bool, Full> {
-        if self.get(key, namespace).is_ok() {
+        let present = self.object(key);
+        if present.is_some_and(|object| object.check(namespace).is_ok()) {
             return Ok(false);
         }
-        let replaced = self.objects.get(&key).map_or(0, |object| object.bytes);
+        let replaced = present.map_or(0, |object| object.bytes);
         let bytes_after = (self.bytes - replaced).checked_add(bytes).ok_or(Full)?;
         if self.bytes_max.is_some_and(|max| bytes_after > max) {
             return Err(Full);
         }
-        self.remove(key);
+        if present.is_some() {
+            self.remove(key);
+        }
         self.bytes = bytes_after;
         let put = self.puts;
         self.puts += 1;
-        self.volatile.insert(put, key);
-        let (used, behind) = match self.objects.get(&parent) {
+        self.written.push_back((put, key));
+        self.volatile += 1;
+        let (used, behind) = match self.object(parent) {
             Some(parent) => (parent.used, parent.behind + 1),
             None => {
                 self.uses += 1;
@@ -144,16 +186,27 @@ impl Store {
         };
         let state = ObjectState::Intact;
         let object = Object { namespace, parent, bytes, state, content: key, durable: false, put, used, behind };
-        self.objects.insert(key, object);
+        let place = Place { key, object: Some(object) };
+        let at = match self.free.pop() {
+            Some(at) => {
+                self.places[at as usize] = place;
+                at
+            }
+            None => {
+                self.places.push(place);
+                self.places.len() as u32 - 1
+            }
+        };
+        self.table.insert(key, at);
         Ok(true)
     }
 
     /// Notes that objects were used, the most recent use first.
     pub fn touch(&mut self, keys: &[PageKey]) {
-        for key in keys.iter().rev() {
-            if let Some(object) = self.objects.get_mut(key) {
-                self.uses += 1;
-                (object.used, object.behind) = (self.uses, 0);
+        for &key in keys.iter().rev() {
+            let used = self.uses + 1;
+            if self.change(key, |object| (object.used, object.behind) = (used, 0)) {
+                self.uses = used;
             }
         }
     }
@@ -163,31 +216,29 @@ impl Store {
     /// # Errors
     /// If there is nothing that the reader would accept.
     pub fn get(&self, key: PageKey, namespace: PageKey) -> Result<&Object, StoreFault> {
-        let object = self.objects.get(&key).ok_or(StoreFault::Missing)?;
-        match object.state {
-            ObjectState::Torn => Err(StoreFault::Torn),
-            ObjectState::Foreign => Err(StoreFault::Foreign),
-            ObjectState::Intact if object.namespace != namespace => Err(StoreFault::Foreign),
-            ObjectState::Intact => Ok(object),
-        }
+        let object = self.object(key).ok_or(StoreFault::Missing)?;
+        object.check(namespace).map(|()| object)
     }
 
     /// True if there is an object under `key`, readable or not.
     #[must_use]
     pub fn contains(&self, key: PageKey) -> bool {
-        self.objects.contains_key(&key)
+        self.find(key).is_some()
     }
 
     /// The object as it is, without a reader's checks.
     #[must_use]
     pub fn object(&self, key: PageKey) -> Option<&Object> {
-        self.objects.get(&key)
+        self.places[self.find(key)? as usize].object.as_ref()
     }
 
     /// Deletes an object; true if there was one.
     pub fn remove(&mut self, key: PageKey) -> bool {
-        let Some(object) = self.objects.remove(&key) else { return false };
-        self.volatile.remove(&object.put);
+        let Some(at) = self.find(key) else { return false };
+        self.table.remove(key, |at| self.places[at as usize].key);
+        self.free.push(at);
+        let object = self.places[at as usize].object.take().expect("a place in the table holds an object");
+        self.volatile -= u64::from(!object.durable);
         self.bytes -= object.bytes;
         true
     }
@@ -195,9 +246,7 @@ impl Store {
     /// Deletes everything; returns how many objects there were.
     pub fn wipe(&mut self) -> u64 {
         let count = self.count();
-        self.objects.clear();
-        self.volatile.clear();
-        self.bytes = 0;
+        *self = Self { puts: self.puts, uses: self.uses, ..Self::new(self.bytes_max) };
         count
     }
 
@@ -205,17 +254,24 @@ impl Store {
     #[must_use]
     pub fn scan(&self, namespace: PageKey, after: Option<PageKey>, max: u32) -> ScanPage {
         let mut page = ScanPage { next: after, ..ScanPage::default() };
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut objects = self.objects.range((start, Bound::Unbounded));
-        for (&key, _) in objects.by_ref().take(max as usize) {
+        let objects = self.objects().filter(|(key, _)| after.is_none_or(|after| *key > after));
+        let mut objects: Vec<(PageKey, &Object)> = objects.collect();
+        let is_last = objects.len() <= max as usize;
+        if !is_last {
+            // The least ones only: scans are rare, puts are not, so that nothing is kept in order.
+            objects.select_nth_unstable_by_key(max as usize, |(key, _)| *key);
+            objects.truncate(max as usize);
+        }
+        objects.sort_unstable_by_key(|(key, _)| *key);
+        for (key, object) in objects {
             page.next = Some(key);
-            match self.get(key, namespace) {
-                Ok(object) => page.keys.push((key, object.recency())),
+            match object.check(namespace) {
+                Ok(()) => page.keys.push((key, object.recency())),
                 Err(StoreFault::Torn) => page.torn += 1,
                 Err(StoreFault::Foreign | StoreFault::Missing) => page.foreign += 1,
             }
         }
-        if objects.next().is_none() {
+        if is_last {
             page.next = None;
         }
         page
@@ -229,12 +285,18 @@ impl Store {
 
     /// An fsync has ended: everything put before `mark` is durable. Returns how many objects that were.
     pub fn sync(&mut self, mark: u64) -> u32 {
-        let later = self.volatile.split_off(&mark);
-        let covered = std::mem::replace(&mut self.volatile, later);
-        for key in covered.values() {
-            self.objects.get_mut(key).expect("a volatile object is there").durable = true;
+        let mut covered = 0;
+        while let Some(&(put, key)) = self.written.front()
+            && put < mark
+        {
+            self.written.pop_front();
+            if self.is_volatile(put, key) {
+                self.change(key, |object| object.durable = true);
+                covered += 1;
+            }
         }
-        covered.len() as u32
+        self.volatile -= u64::from(covered);
+        covered
     }
 
     /// Cuts an object short; true if there is one.
@@ -244,10 +306,11 @@ impl Store {
 
     /// Cuts an object to `bytes`, if it is longer; true if it was.
     pub fn cut(&mut self, key: PageKey, bytes: u64) -> bool {
-        let Some(object) = self.objects.get_mut(&key).filter(|object| object.bytes > bytes) else { return false };
-        self.bytes -= object.bytes - bytes;
-        (object.state, object.bytes) = (ObjectState::Torn, bytes);
-        true
+        let Some(cut) = self.object(key).and_then(|object| object.bytes.checked_sub(bytes)).filter(|cut| *cut > 0) else {
+            return false;
+        };
+        self.bytes -= cut;
+        self.change(key, |object| (object.state, object.bytes) = (ObjectState::Torn, bytes))
     }
 
     /// Puts the KV of `content` under `key` with a header that says so: a misdirected write; true if there was one.
@@ -263,18 +326,21 @@ impl Store {
     /// Power fails: each object that is not durable is kept, torn or dropped with equal chances, in order of writing.
     pub fn crash(&mut self, rng: &mut Rng) -> CrashReport {
         let mut report = CrashReport::default();
-        for key in std::mem::take(&mut self.volatile).into_values() {
+        for (put, key) in std::mem::take(&mut self.written) {
+            if !self.is_volatile(put, key) {
+                continue;
+            }
             let fate = rng.below(3);
             if fate == 2 {
                 report.dropped += 1;
                 self.remove(key);
                 continue;
             }
-            let object = self.objects.get_mut(&key).expect("a volatile object is there");
-            object.durable = true;
+            self.volatile -= 1;
+            self.change(key, |object| object.durable = true);
             if fate == 1 {
                 report.torn += 1;
-                object.state = ObjectState::Torn;
+                self.tear(key);
             } else {
                 report.kept += 1;
             }
@@ -291,22 +357,40 @@ impl Store {
     /// All objects.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.objects.len() as u64
+        u64::from(self.table.count())
     }
 
     /// Objects that a crash may take.
     #[must_use]
     pub fn volatile_count(&self) -> u64 {
-        self.volatile.len() as u64
+        self.volatile
     }
 
     /// All objects in key order.
     pub fn iter(&self) -> impl Iterator<Item = (PageKey, &Object)> {
-        self.objects.iter().map(|(key, object)| (*key, object))
+        let mut objects: Vec<(PageKey, &Object)> = self.objects().collect();
+        objects.sort_unstable_by_key(|(key, _)| *key);
+        objects.into_iter()
+    }
+
+    /// All objects in the order of their places.
+    fn objects(&self) -> impl Iterator<Item = (PageKey, &Object)> {
+        self.places.iter().filter_map(|place| Some((place.key, place.object.as_ref()?)))
+    }
+
+    /// True if a write is still there and no fsync has covered it.
+    fn is_volatile(&self, put: u64, key: PageKey) -> bool {
+        self.object(key).is_some_and(|object| object.put == put && !object.durable)
+    }
+
+    #[inline]
+    fn find(&self, key: PageKey) -> Option<u32> {
+        self.table.find(key, |at| self.places[at as usize].key)
     }
 
     fn change(&mut self, key: PageKey, change: impl FnOnce(&mut Object)) -> bool {
-        self.objects.get_mut(&key).map(change).is_some()
+        let Some(at) = self.find(key) else { return false };
+        self.places[at as usize].object.as_mut().map(change).is_some()
     }
 }
 

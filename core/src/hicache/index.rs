@@ -128,8 +128,7 @@ impl Index {
                         self.entries.len() as u32 - 1
                     }
                 };
-                let entries = &self.entries;
-                self.table.insert(key, slot, |slot| entries[slot as usize].key);
+                self.table.insert(key, slot);
                 slot
             }
         };

@@ -351,7 +351,7 @@ impl Index {
     fn add_node(&mut self, key: PageKey) -> u32 {
         let fresh = Node { key, holders: Holders::default() };
         let node = place(&mut self.nodes, &mut self.nodes_free, fresh);
-        self.table.insert(key, node, |node| self.nodes[node as usize].key);
+        self.table.insert(key, node);
         node
     }
 
