@@ -9,7 +9,7 @@
 //!            crash --> kept | torn | dropped
 //! ```
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use pd_core::id::PageKey;
 use pd_core::rng::Rng;
@@ -18,11 +18,15 @@ use pd_core::table::Table;
 /// An object store of pages.
 #[derive(Debug)]
 pub struct Store {
-    /// Places of objects; those in `free` hold nothing.
+    /// Places of objects; those in `free` are of the namespace [`FREE`].
     places: Vec<Place>,
     free: Vec<u32>,
     /// From key to place.
     table: Table,
+    /// Objects whose KV is that of another page: faults only.
+    strange: BTreeMap<PageKey, PageKey>,
+    /// Root keys that objects name by their place here.
+    namespaces: Vec<PageKey>,
     /// Writes by number, some of which may be removed or replaced by now; see [`Self::is_volatile`].
     written: VecDeque<(u64, PageKey)>,
     /// Objects that no fsync has covered.
@@ -34,19 +38,11 @@ pub struct Store {
     bytes_max: Option<u64>,
 }
 
-#[derive(Debug)]
-struct Place {
-    key: PageKey,
-    object: Option<Object>,
-}
-
 /// One stored page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Object {
     /// Root key of the namespace that it belongs to.
     pub namespace: PageKey,
-    /// The page before it, or the root.
-    pub parent: PageKey,
     /// Its size.
     pub bytes: u64,
     /// What its header tells a reader.
@@ -55,29 +51,32 @@ pub struct Object {
     pub content: PageKey,
     /// True once an fsync has covered it.
     pub durable: bool,
+}
+
+/// A stored page as it is kept: stores of a large deployment hold millions.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    key: PageKey,
+    bytes: u64,
     put: u64,
     /// When it was last touched, or the chain that it was put behind.
     used: u64,
     /// Pages between it and the one that was last touched.
-    behind: u64,
+    behind: u32,
+    /// Index in the list of namespaces, or [`FREE`].
+    namespace: u16,
+    state: ObjectState,
+    durable: bool,
 }
 
-impl Object {
-    /// What a reader of `namespace` makes of it.
-    fn check(&self, namespace: PageKey) -> Result<(), StoreFault> {
-        match self.state {
-            ObjectState::Torn => Err(StoreFault::Torn),
-            ObjectState::Foreign => Err(StoreFault::Foreign),
-            ObjectState::Intact if self.namespace != namespace => Err(StoreFault::Foreign),
-            ObjectState::Intact => Ok(()),
-        }
-    }
-
+impl Place {
     /// Larger is later; an object is older than what it was put behind.
     fn recency(&self) -> u64 {
-        self.used << BEHIND_BITS | ((1 << BEHIND_BITS) - 1 - self.behind.min((1 << BEHIND_BITS) - 1))
+        self.used << BEHIND_BITS | ((1 << BEHIND_BITS) - 1 - u64::from(self.behind).min((1 << BEHIND_BITS) - 1))
     }
 }
+
+const FREE: u16 = u16::MAX;
 
 /// Bits of a recency for the distance from what was touched last.
 const BEHIND_BITS: u32 = 20;
@@ -146,6 +145,8 @@ impl Store {
             places: Vec::new(),
             free: Vec::new(),
             table: Table::new(0),
+            strange: BTreeMap::new(),
+            namespaces: Vec::new(),
             written: VecDeque::new(),
             volatile: 0,
             puts: 0,
@@ -160,11 +161,11 @@ impl Store {
     /// # Errors
     /// If there is no room.
     pub fn put(&mut self, key: PageKey, parent: PageKey, namespace: PageKey, bytes: u64) -> Result<bool, Full> {
-        let present = self.object(key);
-        if present.is_some_and(|object| object.check(namespace).is_ok()) {
+        let present = self.place(key);
+        if present.is_some_and(|present| self.check(present, namespace).is_ok()) {
             return Ok(false);
         }
-        let replaced = present.map_or(0, |object| object.bytes);
+        let replaced = present.map_or(0, |present| present.bytes);
         let bytes_after = (self.bytes - replaced).checked_add(bytes).ok_or(Full)?;
         if self.bytes_max.is_some_and(|max| bytes_after > max) {
             return Err(Full);
@@ -177,16 +178,18 @@ impl Store {
         self.puts += 1;
         self.written.push_back((put, key));
         self.volatile += 1;
-        let (used, behind) = match self.object(parent) {
+        let (used, behind) = match self.place(parent) {
             Some(parent) => (parent.used, parent.behind + 1),
             None => {
                 self.uses += 1;
                 (self.uses, 0)
             }
         };
-        let state = ObjectState::Intact;
-        let object = Object { namespace, parent, bytes, state, content: key, durable: false, put, used, behind };
-        let place = Place { key, object: Some(object) };
+        let namespace = self.namespaces.iter().position(|known| *known == namespace).unwrap_or_else(|| {
+            self.namespaces.push(namespace);
+            self.namespaces.len() - 1
+        }) as u16;
+        let place = Place { key, bytes, put, used, behind, namespace, state: ObjectState::Intact, durable: false };
         let at = match self.free.pop() {
             Some(at) => {
                 self.places[at as usize] = place;
@@ -205,7 +208,7 @@ impl Store {
     pub fn touch(&mut self, keys: &[PageKey]) {
         for &key in keys.iter().rev() {
             let used = self.uses + 1;
-            if self.change(key, |object| (object.used, object.behind) = (used, 0)) {
+            if self.change(key, |place| (place.used, place.behind) = (used, 0)) {
                 self.uses = used;
             }
         }
@@ -215,9 +218,10 @@ impl Store {
     ///
     /// # Errors
     /// If there is nothing that the reader would accept.
-    pub fn get(&self, key: PageKey, namespace: PageKey) -> Result<&Object, StoreFault> {
-        let object = self.object(key).ok_or(StoreFault::Missing)?;
-        object.check(namespace).map(|()| object)
+    #[inline]
+    pub fn get(&self, key: PageKey, namespace: PageKey) -> Result<Object, StoreFault> {
+        let place = self.place(key).ok_or(StoreFault::Missing)?;
+        self.check(place, namespace).map(|()| self.object_of(place))
     }
 
     /// True if there is an object under `key`, readable or not.
@@ -228,8 +232,8 @@ impl Store {
 
     /// The object as it is, without a reader's checks.
     #[must_use]
-    pub fn object(&self, key: PageKey) -> Option<&Object> {
-        self.places[self.find(key)? as usize].object.as_ref()
+    pub fn object(&self, key: PageKey) -> Option<Object> {
+        self.place(key).map(|place| self.object_of(place))
     }
 
     /// Deletes an object; true if there was one.
@@ -237,9 +241,11 @@ impl Store {
         let Some(at) = self.find(key) else { return false };
         self.table.remove(key, |at| self.places[at as usize].key);
         self.free.push(at);
-        let object = self.places[at as usize].object.take().expect("a place in the table holds an object");
-        self.volatile -= u64::from(!object.durable);
-        self.bytes -= object.bytes;
+        self.strange.remove(&key);
+        let Place { durable, bytes, ref mut namespace, .. } = self.places[at as usize];
+        *namespace = FREE;
+        self.volatile -= u64::from(!durable);
+        self.bytes -= bytes;
         true
     }
 
@@ -254,19 +260,19 @@ impl Store {
     #[must_use]
     pub fn scan(&self, namespace: PageKey, after: Option<PageKey>, max: u32) -> ScanPage {
         let mut page = ScanPage { next: after, ..ScanPage::default() };
-        let objects = self.objects().filter(|(key, _)| after.is_none_or(|after| *key > after));
-        let mut objects: Vec<(PageKey, &Object)> = objects.collect();
-        let is_last = objects.len() <= max as usize;
+        let mut places: Vec<&Place> =
+            self.places().filter(|place| after.is_none_or(|after| place.key > after)).collect();
+        let is_last = places.len() <= max as usize;
         if !is_last {
             // The least ones only: scans are rare, puts are not, so that nothing is kept in order.
-            objects.select_nth_unstable_by_key(max as usize, |(key, _)| *key);
-            objects.truncate(max as usize);
+            places.select_nth_unstable_by_key(max as usize, |place| place.key);
+            places.truncate(max as usize);
         }
-        objects.sort_unstable_by_key(|(key, _)| *key);
-        for (key, object) in objects {
-            page.next = Some(key);
-            match object.check(namespace) {
-                Ok(()) => page.keys.push((key, object.recency())),
+        places.sort_unstable_by_key(|place| place.key);
+        for place in places {
+            page.next = Some(place.key);
+            match self.check(place, namespace) {
+                Ok(()) => page.keys.push((place.key, place.recency())),
                 Err(StoreFault::Torn) => page.torn += 1,
                 Err(StoreFault::Foreign | StoreFault::Missing) => page.foreign += 1,
             }
@@ -291,7 +297,7 @@ impl Store {
         {
             self.written.pop_front();
             if self.is_volatile(put, key) {
-                self.change(key, |object| object.durable = true);
+                self.change(key, |place| place.durable = true);
                 covered += 1;
             }
         }
@@ -301,26 +307,32 @@ impl Store {
 
     /// Cuts an object short; true if there is one.
     pub fn tear(&mut self, key: PageKey) -> bool {
-        self.change(key, |object| object.state = ObjectState::Torn)
+        self.change(key, |place| place.state = ObjectState::Torn)
     }
 
     /// Cuts an object to `bytes`, if it is longer; true if it was.
     pub fn cut(&mut self, key: PageKey, bytes: u64) -> bool {
-        let Some(cut) = self.object(key).and_then(|object| object.bytes.checked_sub(bytes)).filter(|cut| *cut > 0) else {
+        let Some(cut) = self.place(key).and_then(|place| place.bytes.checked_sub(bytes)).filter(|cut| *cut > 0) else {
             return false;
         };
         self.bytes -= cut;
-        self.change(key, |object| (object.state, object.bytes) = (ObjectState::Torn, bytes))
+        self.change(key, |place| (place.state, place.bytes) = (ObjectState::Torn, bytes))
     }
 
     /// Puts the KV of `content` under `key` with a header that says so: a misdirected write; true if there was one.
     pub fn misdirect(&mut self, key: PageKey, content: PageKey) -> bool {
-        self.change(key, |object| (object.state, object.content) = (ObjectState::Foreign, content))
+        self.corrupt(key, content) && self.change(key, |place| place.state = ObjectState::Foreign)
     }
 
     /// Puts the KV of `content` under `key` where no header or checksum shows it; true if there was an object.
     pub fn corrupt(&mut self, key: PageKey, content: PageKey) -> bool {
-        self.change(key, |object| object.content = content)
+        let is_there = self.contains(key);
+        if content == key {
+            self.strange.remove(&key);
+        } else if is_there {
+            self.strange.insert(key, content);
+        }
+        is_there
     }
 
     /// Power fails: each object that is not durable is kept, torn or dropped with equal chances, in order of writing.
@@ -337,7 +349,7 @@ impl Store {
                 continue;
             }
             self.volatile -= 1;
-            self.change(key, |object| object.durable = true);
+            self.change(key, |place| place.durable = true);
             if fate == 1 {
                 report.torn += 1;
                 self.tear(key);
@@ -367,20 +379,48 @@ impl Store {
     }
 
     /// All objects in key order.
-    pub fn iter(&self) -> impl Iterator<Item = (PageKey, &Object)> {
-        let mut objects: Vec<(PageKey, &Object)> = self.objects().collect();
-        objects.sort_unstable_by_key(|(key, _)| *key);
-        objects.into_iter()
+    pub fn iter(&self) -> impl Iterator<Item = (PageKey, Object)> {
+        let mut places: Vec<&Place> = self.places().collect();
+        places.sort_unstable_by_key(|place| place.key);
+        places.into_iter().map(|place| (place.key, self.object_of(place)))
     }
 
-    /// All objects in the order of their places.
-    fn objects(&self) -> impl Iterator<Item = (PageKey, &Object)> {
-        self.places.iter().filter_map(|place| Some((place.key, place.object.as_ref()?)))
+    /// What a reader of `namespace` makes of an object.
+    #[inline]
+    fn check(&self, place: &Place, namespace: PageKey) -> Result<(), StoreFault> {
+        match place.state {
+            ObjectState::Torn => Err(StoreFault::Torn),
+            ObjectState::Foreign => Err(StoreFault::Foreign),
+            ObjectState::Intact if self.namespaces[usize::from(place.namespace)] != namespace => {
+                Err(StoreFault::Foreign)
+            }
+            ObjectState::Intact => Ok(()),
+        }
+    }
+
+    /// All that hold an object, in no order that means anything.
+    fn places(&self) -> impl Iterator<Item = &Place> {
+        self.places.iter().filter(|place| place.namespace != FREE)
+    }
+
+    fn object_of(&self, place: &Place) -> Object {
+        Object {
+            namespace: self.namespaces[usize::from(place.namespace)],
+            bytes: place.bytes,
+            state: place.state,
+            content: self.strange.get(&place.key).copied().unwrap_or(place.key),
+            durable: place.durable,
+        }
     }
 
     /// True if a write is still there and no fsync has covered it.
     fn is_volatile(&self, put: u64, key: PageKey) -> bool {
-        self.object(key).is_some_and(|object| object.put == put && !object.durable)
+        self.place(key).is_some_and(|place| place.put == put && !place.durable)
+    }
+
+    #[inline]
+    fn place(&self, key: PageKey) -> Option<&Place> {
+        self.find(key).map(|at| &self.places[at as usize])
     }
 
     #[inline]
@@ -388,9 +428,8 @@ impl Store {
         self.table.find(key, |at| self.places[at as usize].key)
     }
 
-    fn change(&mut self, key: PageKey, change: impl FnOnce(&mut Object)) -> bool {
-        let Some(at) = self.find(key) else { return false };
-        self.places[at as usize].object.as_mut().map(change).is_some()
+    fn change(&mut self, key: PageKey, change: impl FnOnce(&mut Place)) -> bool {
+        self.find(key).map(|at| change(&mut self.places[at as usize])).is_some()
     }
 }
 
