@@ -1,0 +1,1 @@
+//! Engines: what computes. Today the CPU; see `cpu`.

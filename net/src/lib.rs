@@ -1,0 +1,2 @@
+//! What pd says to the world: HTTP, peers, disks.
+#![forbid(unsafe_code)]
