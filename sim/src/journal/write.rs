@@ -96,6 +96,25 @@ impl<W: Write> Writer<W> {
         self.step(at, Who::Router, input, outputs)
     }
 
+    /// A worker takes an input. To be followed by [`answer`](Self::answer): together they are what
+    /// [`worker`](Self::worker) writes without the outputs, for those who see the two one after the other.
+    pub fn worker_input(&mut self, at: Instant, index: u32, input: &Input) {
+        self.begin(STEP, at, Who::Worker(index));
+        input.encode(&mut Compact(&mut self.block));
+    }
+
+    /// The fingerprint of what it answered, as in [`pd_core::pump::Step`].
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file below; or if the header says that outputs are recorded.
+    pub fn answer(&mut self, outputs: u64) -> io::Result<()> {
+        if self.detail == Detail::Outputs {
+            return Err(io::Error::other("this journal records outputs, not only their fingerprint"));
+        }
+        Compact(&mut self.block).bytes(&outputs.to_le_bytes());
+        self.end()
+    }
+
     /// Ends the journal; returns what it was written to.
     ///
     /// # Errors

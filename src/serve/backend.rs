@@ -1,0 +1,290 @@
+//! The worker, as the API edge sees it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use pd_core::event::{Control, Event};
+use pd_core::id::{RequestId, WorkerId};
+use pd_core::op::{Input, Leg, Submit};
+use pd_gpu::{Sampling, SamplingError};
+use pd_net::http::backend::{
+    Backend, ControlError, Health, Info, Job, JobEvent, JobLeg, Load, Order, Refused, Source, StorageInfo, TierLoad,
+    TransferLoad, events,
+};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::clock::Clock;
+use super::compute::Sample;
+use super::shell::{NewJob, Sink, Told};
+use super::status::Status;
+
+/// Finds prefill workers.
+pub(crate) trait Resolve: Send + Sync {
+    /// The worker whose bootstrap server is here, and a connection to it on its way.
+    fn resolve(&self, host: String, port: Option<u16>) -> BoxFuture<'static, Result<WorkerId, String>>;
+}
+
+/// A worker's doorway.
+pub(crate) struct Door {
+    pub(crate) inbox: Sender<Told>,
+    pub(crate) info: Info,
+    pub(crate) status: Status,
+    pub(crate) clock: Clock,
+    pub(crate) runtime: Handle,
+    /// None where nothing is handed over.
+    pub(crate) peers: Option<Arc<dyn Resolve>>,
+    pub(crate) storage: StorageInfo,
+    pub(crate) page_size: u32,
+    pub(crate) page_bytes: u64,
+    pub(crate) running_max: u32,
+    pub(crate) vocabulary: u32,
+    /// Seeds of requests that bring none.
+    pub(crate) seeds: AtomicU64,
+    pub(crate) is_draining: AtomicBool,
+    /// L3 is in use.
+    pub(crate) is_attached: AtomicBool,
+}
+
+impl Door {
+    /// No new requests from here on.
+    pub(crate) fn drain(&self) {
+        self.is_draining.store(true, Ordering::Relaxed);
+        let _ = self.inbox.send(Told::Input(Input::Control(Control::Drain)));
+    }
+
+    fn sampling(&self, job: &Job) -> Result<Sampling, Refused> {
+        let asked = &job.sampling;
+        if asked.prompt_logprobs_from.is_some() {
+            let problem = "this engine does not score prompts".to_owned();
+            return Err(Refused::Sampling { field: "prompt_logprobs", problem });
+        }
+        let sampling = Sampling {
+            temperature: asked.temperature,
+            top_p: asked.top_p,
+            top_k: asked.top_k.map_or(-1, i64::from),
+            min_p: asked.min_p,
+            frequency_penalty: asked.frequency_penalty,
+            presence_penalty: asked.presence_penalty,
+            repetition_penalty: asked.repetition_penalty,
+            logit_bias: asked.bias.iter().map(|(token, bias)| (token.0, *bias)).collect(),
+            seed: asked.seed.unwrap_or_else(|| self.seed(job)),
+            min_tokens: asked.min_tokens,
+            stop: job.stop.clone(),
+            logprobs: asked.logprobs,
+        };
+        sampling
+            .check(self.vocabulary)
+            .map_err(|error| Refused::Sampling { field: field(&error), problem: error.to_string() })?;
+        if let Some(token) = job.prompt.tokens.iter().find(|token| token.0 >= self.vocabulary) {
+            let problem = format!("token {token} is not in the vocabulary of {}", self.vocabulary);
+            return Err(Refused::Sampling { field: "input_ids", problem });
+        }
+        Ok(sampling)
+    }
+
+    /// Both halves of a hand-off draw alike: their seed comes from the room.
+    fn seed(&self, job: &Job) -> u64 {
+        match job.leg {
+            JobLeg::Whole => self.seeds.fetch_add(1, Ordering::Relaxed),
+            JobLeg::Prefill { room } | JobLeg::Decode { room, .. } => room.0,
+        }
+    }
+}
+
+impl Backend for Door {
+    fn submit(&self, job: Job) -> Result<mpsc::Receiver<JobEvent>, Refused> {
+        let sampling = self.sampling(&job)?;
+        let (sender, receiver) = events(job.limit);
+        let now = std::time::Instant::now();
+        let deadline = job.deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(now);
+            self.clock.now().after_ns(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX))
+        });
+        let tokens = job.prompt.tokens.clone();
+        let new = move |leg: Leg| {
+            let submit = Submit {
+                request: job.request,
+                prompt: job.prompt,
+                limit: job.limit,
+                stop: job.stop,
+                priority: job.priority,
+                deadline,
+                leg,
+            };
+            let sink = Box::new(Client { events: sender });
+            Told::Job(Box::new(NewJob { submit, tokens, sampling, sink }))
+        };
+        let is_gone = || Refused::Unavailable("the worker has stopped".into());
+        match job.leg {
+            JobLeg::Whole => self.inbox.send(new(Leg::Whole)).map_err(|_| is_gone())?,
+            JobLeg::Prefill { room } => self.inbox.send(new(Leg::Prefill { room })).map_err(|_| is_gone())?,
+            JobLeg::Decode { room, from: Source::Fake } => {
+                self.inbox.send(new(Leg::Decode { room, prefill: WorkerId::FAKE })).map_err(|_| is_gone())?;
+            }
+            JobLeg::Decode { room, from: Source::At { host, port } } => {
+                let Some(peers) = &self.peers else {
+                    return Err(Refused::Peer("this worker takes nothing over: it serves in unified mode".into()));
+                };
+                let (found, inbox) = (peers.resolve(host, port), self.inbox.clone());
+                self.runtime.spawn(async move {
+                    match found.await {
+                        // If nobody takes it any more, the client's queue closes with it.
+                        Ok(prefill) => drop(inbox.send(new(Leg::Decode { room, prefill }))),
+                        Err(problem) => {
+                            if let Told::Job(mut job) = new(Leg::Whole) {
+                                job.sink.refuse(problem);
+                            }
+                        }
+                    }
+                });
+            }
+        }
+        Ok(receiver)
+    }
+
+    fn cancel(&self, request: RequestId) {
+        let _ = self.inbox.send(Told::Input(Input::Cancel { request }));
+    }
+
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn health(&self) -> Health {
+        if self.is_draining.load(Ordering::Relaxed) { Health::Draining } else { Health::Ready }
+    }
+
+    fn load(&self) -> Load {
+        let now = self.status.get();
+        let (tiers, metrics) = (&now.tiers, &now.metrics);
+        let tier = |name: &str, used: u64, total: u64, hit_tokens: u64| TierLoad {
+            name: name.to_owned(),
+            used_pages: used,
+            total_pages: total,
+            hit_tokens,
+        };
+        Load {
+            running: now.load.running,
+            waiting: now.load.waiting,
+            retracted: 0,
+            waiting_uncached_tokens: now.load.waiting_tokens,
+            used_tokens: u64::from(tiers.device_used) * u64::from(self.page_size),
+            total_tokens: u64::from(tiers.device_total) * u64::from(self.page_size),
+            running_max: self.running_max,
+            tokens_per_second: now.tokens_per_second,
+            hit_rate: now.hit_rate(),
+            tiers: vec![
+                tier("device", tiers.device_used.into(), tiers.device_total.into(), metrics.device_hit_tokens),
+                tier("host", tiers.host_used.into(), tiers.host_total.into(), metrics.host_hit_tokens),
+                tier("storage", tiers.stored, 0, metrics.storage_hit_tokens),
+            ],
+            transfer: TransferLoad {
+                bootstrapping: 0,
+                moving: now.rooms as u32,
+                completed: metrics.handoffs_sent + metrics.handoffs_received,
+                failed: metrics.handoffs_failed,
+                bytes: metrics.push_pages * self.page_bytes,
+                gigabytes_per_second: 0.0,
+            },
+            storage: StorageInfo {
+                backend: self.storage.backend.clone().filter(|_| self.is_attached.load(Ordering::Relaxed)),
+                ..self.storage.clone()
+            },
+        }
+    }
+
+    fn metrics(&self) -> String {
+        self.status.get().prometheus(&self.info.model, self.page_size)
+    }
+
+    fn control(&self, order: Order) -> BoxFuture<'_, Result<String, ControlError>> {
+        let has_storage = self.storage.backend.is_some();
+        let no_storage = || Err(ControlError::Invalid("this worker was started without --hicache-storage-dir".into()));
+        let (control, done) = match order {
+            Order::Flush => (Control::Flush, "L1 and L2 are forgotten; what is in use stays until its users are done"),
+            Order::Attach(_) | Order::Detach | Order::ClearStorage if !has_storage => {
+                return futures_util::future::ready(no_storage()).boxed();
+            }
+            Order::Attach(attach) if attach.backend != "file" => {
+                let problem = format!("storage backend {:?} is not known; pd has \"file\"", attach.backend);
+                return futures_util::future::ready(Err(ControlError::Invalid(problem))).boxed();
+            }
+            Order::Attach(attach)
+                if attach.settings.is_some() || attach.prefetch_policy.is_some() || attach.write_policy.is_some() =>
+            {
+                let problem = "settings and policies of L3 are those that the worker was started with";
+                return futures_util::future::ready(Err(ControlError::Invalid(problem.into()))).boxed();
+            }
+            Order::Attach(_) => {
+                self.is_attached.store(true, Ordering::Relaxed);
+                (Control::AttachStorage, "L3 is in use")
+            }
+            Order::Detach => {
+                self.is_attached.store(false, Ordering::Relaxed);
+                (Control::DetachStorage, "L3 is not used any more; operations in flight end first")
+            }
+            Order::ClearStorage => (Control::ClearStorage, "everything of this worker's namespace is being removed from L3"),
+        };
+        let sent = self.inbox.send(Told::Input(Input::Control(control)));
+        let result = sent
+            .map(|()| done.to_owned())
+            .map_err(|_| ControlError::Failed("the worker has stopped".into()));
+        futures_util::future::ready(result).boxed()
+    }
+}
+
+/// A client's end of the worker's thread.
+struct Client {
+    events: mpsc::Sender<JobEvent>,
+}
+
+impl Client {
+    fn put(&self, event: JobEvent) -> bool {
+        match self.events.try_send(event) {
+            // The queue holds a whole answer: what does not fit is a repeated retraction, which says nothing new.
+            Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => true,
+            Err(mpsc::error::TrySendError::Closed(_)) => false,
+        }
+    }
+}
+
+impl Sink for Client {
+    fn event(&mut self, event: Event, sample: Option<Sample>) -> bool {
+        let event = match event {
+            Event::Admitted(served) => JobEvent::Admitted(served),
+            Event::Token(token) => {
+                let logprobs = sample.filter(|sample| sample.token == token).and_then(|sample| sample.logprobs);
+                let (logprob, top) = logprobs.map_or((None, Vec::new()), |all| (Some(all.chosen), all.top));
+                JobEvent::Token { token, logprob, top }
+            }
+            Event::HandedOver => JobEvent::HandedOver,
+            Event::Finished { reason, .. } => JobEvent::Finished { reason },
+            Event::Refused(refusal) => JobEvent::Refused(Refused::Machine(refusal)),
+            Event::Retracted => JobEvent::Retracted,
+        };
+        self.put(event)
+    }
+
+    fn refuse(&mut self, problem: String) {
+        self.put(JobEvent::Refused(Refused::Peer(problem)));
+    }
+}
+
+/// Which field of a request a refusal is about.
+const fn field(error: &SamplingError) -> &'static str {
+    match error {
+        SamplingError::Temperature(_) => "temperature",
+        SamplingError::TopP(_) => "top_p",
+        SamplingError::TopK(_) => "top_k",
+        SamplingError::MinP(_) => "min_p",
+        SamplingError::Frequency(_) => "frequency_penalty",
+        SamplingError::Presence(_) => "presence_penalty",
+        SamplingError::Repetition(_) => "repetition_penalty",
+        SamplingError::BiasToken { .. } | SamplingError::Bias { .. } => "logit_bias",
+        SamplingError::Stop { .. } => "stop_token_ids",
+    }
+}

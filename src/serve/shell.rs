@@ -1,0 +1,353 @@
+//! The thread of a worker: it owns the machine, tells it what happened, and has carried out what it asks for.
+//!
+//! ```text
+//!   HTTP ─ Job ──▶ ┌───────┐          ┌──────────┐ start  lanes: compute, copies, storage, wire
+//!   peers ─ Input ▶│ inbox │─▶ pump ─▶│ dispatch │ send   peers
+//!   lanes ─ Done ─▶└───────┘          └──────────┘ emit   clients
+//! ```
+//!
+//! Nothing here waits for anything but the inbox, and the machine's own deadline bounds that.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use pd_core::event::Event;
+use pd_core::id::{Epoch, Generation, GpuPage, OpId, RequestId, Room, Token, WorkerId};
+use pd_core::message::Message;
+use pd_core::op::{Command, Fault, Input, LaneKind, Leg, Outcome, Output, Push, Submit};
+use pd_core::pump::Pump;
+use pd_core::worker::Worker;
+
+use super::clock::Clock;
+use super::compute::{ComputeTask, Sample, Sampling};
+use super::journal::Journal;
+use super::order::{Due, Orders};
+use super::status::Publisher;
+
+/// What the thread is told.
+pub(crate) enum Told {
+    /// A request of a client.
+    Job(Box<NewJob>),
+    /// Something that the machine is to know.
+    Input(Input),
+    /// A command is over.
+    Done {
+        /// Which.
+        op: OpId,
+        /// How it ended.
+        outcome: Outcome,
+        /// What a forward says of its tokens to those who asked.
+        samples: Vec<(RequestId, Sample)>,
+    },
+    /// To end.
+    Stop,
+}
+
+/// A request on its way to the machine.
+pub(crate) struct NewJob {
+    pub(crate) submit: Submit,
+    /// All tokens of the prompt.
+    pub(crate) tokens: Vec<Token>,
+    pub(crate) sampling: Sampling,
+    /// Where its events go; once it refuses one, the request is cancelled.
+    pub(crate) sink: Box<dyn Sink>,
+}
+
+/// Where the events of a request go.
+pub(crate) trait Sink: Send {
+    /// Takes an event, with what is known of a token beside its number. False if nobody listens any more.
+    fn event(&mut self, event: Event, sample: Option<Sample>) -> bool;
+    /// It never came to the worker, because its prefill worker cannot be used.
+    fn refuse(&mut self, problem: String);
+}
+
+/// The lanes of a worker, from the outside: each takes a command and answers it once with [`Told::Done`].
+pub(crate) struct Lanes {
+    pub(crate) compute: Box<dyn Fn(ComputeTask) + Send>,
+    pub(crate) copy: Box<dyn Fn(OpId, Command) + Send>,
+    /// None without L3.
+    pub(crate) storage: Option<Box<dyn Fn(OpId, Command) + Send>>,
+    pub(crate) wire: Arc<dyn Wire>,
+}
+
+/// What carries KV to peers and lets theirs in.
+pub(crate) trait Wire: Send + Sync {
+    /// Carries pages to a peer; answered once.
+    fn push(&self, op: OpId, push: Push);
+    /// From now on the peer may write these pages under this attempt.
+    fn grant(&self, peer: WorkerId, room: Room, generation: Generation, source: Epoch, pages: &[GpuPage]);
+    /// When this returns, no write under this attempt can land any more.
+    fn revoke(&self, room: Room, generation: Generation);
+    /// The same for all attempts of a peer.
+    fn revoke_peer(&self, peer: WorkerId);
+    /// Sends a letter to a peer, in order, if it is up.
+    fn send(&self, to: WorkerId, message: Message);
+}
+
+/// The worker's thread.
+pub(crate) struct Shell {
+    pump: Pump<Worker, Option<Journal>>,
+    clock: Clock,
+    inbox: Receiver<Told>,
+    lanes: Lanes,
+    publisher: Publisher,
+    orders: Orders,
+    live: BTreeMap<RequestId, Live>,
+    due: Due,
+    /// Answers to commands that never started.
+    unstarted: VecDeque<OpId>,
+    /// Forwards that have not ended, in their order, which is that of their ends.
+    forwards: VecDeque<OpId>,
+    /// Requests that the engine forgets when this forward has ended: those before it may name them.
+    over: VecDeque<(OpId, RequestId)>,
+}
+
+struct Live {
+    sink: Box<dyn Sink>,
+    prompt: u32,
+    emitted: u32,
+    /// The first token comes from a prefill worker: the engine has to be told of it.
+    is_sink: bool,
+    samples: VecDeque<Sample>,
+    is_cancelled: bool,
+}
+
+impl Shell {
+    pub(crate) fn new(
+        worker: Worker,
+        journal: Option<Journal>,
+        clock: Clock,
+        inbox: Receiver<Told>,
+        lanes: Lanes,
+        publisher: Publisher,
+    ) -> Self {
+        Self {
+            pump: Pump::new(worker, journal),
+            clock,
+            inbox,
+            lanes,
+            publisher,
+            orders: Orders::default(),
+            live: BTreeMap::new(),
+            due: Due::default(),
+            unstarted: VecDeque::new(),
+            forwards: VecDeque::new(),
+            over: VecDeque::new(),
+        }
+    }
+
+    /// Works until it is told to stop, or everybody who could tell it something is gone.
+    pub(crate) fn run(mut self) {
+        loop {
+            let due = self.pump.deadline().map(|(at, _)| Duration::from_nanos(at.ns_since(self.clock.now())));
+            match self.inbox.recv_timeout(due.map_or(REST, |due| due.min(REST))) {
+                Ok(Told::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(told) => {
+                    self.take(told);
+                    // Deadlines are kept also where the inbox is never empty.
+                    self.tick();
+                    self.publisher.publish(&self.pump.machine, false);
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    self.tick();
+                    if let Some(journal) = &mut self.pump.tap {
+                        journal.rest();
+                    }
+                    self.publisher.publish(&self.pump.machine, true);
+                }
+            }
+        }
+        let now = self.clock.now();
+        if let Some(journal) = self.pump.tap.take() {
+            journal.finish(now);
+        }
+    }
+
+    /// Tells the machine the time if it asked for that.
+    fn tick(&mut self) {
+        if self.pump.deadline().is_some_and(|(at, _)| at <= self.clock.now()) {
+            self.feed(Input::Tick);
+            self.answer_unstarted();
+        }
+    }
+
+    fn take(&mut self, told: Told) {
+        match told {
+            Told::Job(job) => self.on_job(*job),
+            Told::Input(input) => {
+                self.fence(&input);
+                self.feed(input);
+            }
+            Told::Done { op, outcome, samples } => {
+                for (request, sample) in samples {
+                    if let Some(live) = self.live.get_mut(&request) {
+                        live.samples.push_back(sample);
+                    }
+                }
+                self.orders.end(op, !matches!(outcome, Outcome::Failed(_)), &mut self.due);
+                self.ended(op);
+                self.feed(Input::Done { op, outcome });
+            }
+            Told::Stop => {}
+        }
+        self.answer_unstarted();
+    }
+
+    /// Commands whose prerequisites failed are over.
+    fn answer_unstarted(&mut self) {
+        while let Some(op) = self.unstarted.pop_front() {
+            self.ended(op);
+            self.feed(Input::Done { op, outcome: Outcome::Failed(Fault::Prerequisite) });
+        }
+    }
+
+    /// If that was a forward: requests that no other one can name are forgotten.
+    fn ended(&mut self, op: OpId) {
+        if self.forwards.front() != Some(&op) {
+            return;
+        }
+        self.forwards.pop_front();
+        while let Some(&(last, request)) = self.over.front()
+            && last <= op
+        {
+            self.over.pop_front();
+            (self.lanes.compute)(ComputeTask::Forget { request });
+        }
+    }
+
+    fn on_job(&mut self, job: NewJob) {
+        let NewJob { submit, tokens, sampling, mut sink } = job;
+        let request = submit.request;
+        if self.live.contains_key(&request) {
+            sink.event(Event::Refused(pd_core::event::Refusal::DuplicateRequest), None);
+            return;
+        }
+        let is_sink = matches!(submit.leg, Leg::Decode { .. });
+        let prompt = submit.prompt.length;
+        let live = Live { sink, prompt, emitted: 0, is_sink, samples: VecDeque::new(), is_cancelled: false };
+        self.live.insert(request, live);
+        (self.lanes.compute)(ComputeTask::Admit { request, tokens, sampling });
+        self.feed(Input::Submit(Box::new(submit)));
+    }
+
+    /// Before the machine hears that an attempt is over, it is: nothing of it can be written any more.
+    fn fence(&self, input: &Input) {
+        match input {
+            Input::Peer { id, up: None } => self.lanes.wire.revoke_peer(*id),
+            Input::Recv {
+                message:
+                    Message::AbortAck { room, generation, .. } | Message::Abort { room, generation, .. },
+                ..
+            } => self.lanes.wire.revoke(*room, *generation),
+            Input::Recv { message: Message::Handoff(handoff), .. } => {
+                self.lanes.wire.revoke(handoff.room, handoff.generation);
+            }
+            Input::Recv { .. }
+            | Input::Peer { .. }
+            | Input::Tick
+            | Input::Submit(_)
+            | Input::Cancel { .. }
+            | Input::Done { .. }
+            | Input::Control(_) => {}
+        }
+    }
+
+    fn feed(&mut self, input: Input) {
+        let now = self.clock.now();
+        self.pump.step(now, input);
+        let mut gone = Vec::new();
+        let mut over = Vec::new();
+        let Self { pump, lanes, orders, live, due, forwards, .. } = self;
+        for output in pump.drain() {
+            match output {
+                Output::Start { op, after, command } => {
+                    if command.lane() == LaneKind::Compute {
+                        forwards.push_back(op);
+                    }
+                    orders.add(op, &after, command, due);
+                }
+                Output::Send { to, message } => {
+                    if let Message::Want(want) = &message {
+                        lanes.wire.grant(to, want.room, want.generation, want.source, &want.pages);
+                    }
+                    lanes.wire.send(to, message);
+                }
+                Output::Emit { request, event } => {
+                    if emit(lanes, live, request, event, &mut gone) {
+                        over.push(request);
+                    }
+                }
+                // Only asked for by routers that subscribe; see `kv_events`.
+                Output::Publish(_) => {}
+            }
+        }
+        for (op, command) in self.due.start.drain(..) {
+            start(&self.lanes, op, command);
+        }
+        self.unstarted.extend(self.due.failed.drain(..));
+        for request in over {
+            match self.forwards.back() {
+                Some(&last) => self.over.push_back((last, request)),
+                None => (self.lanes.compute)(ComputeTask::Forget { request }),
+            }
+        }
+        for request in gone {
+            self.feed(Input::Cancel { request });
+        }
+    }
+}
+
+/// Hands an event to its client, and says whether that was the last one. Remembers who does not listen any more.
+fn emit(
+    lanes: &Lanes,
+    live: &mut BTreeMap<RequestId, Live>,
+    request: RequestId,
+    event: Event,
+    gone: &mut Vec<RequestId>,
+) -> bool {
+    let Some(client) = live.get_mut(&request) else { return false };
+    let is_last = matches!(event, Event::Finished { .. } | Event::Refused(_) | Event::HandedOver);
+    let mut sample = None;
+    if let Event::Token(token) = event {
+        if client.is_sink && client.emitted == 0 {
+            let position = client.prompt;
+            (lanes.compute)(ComputeTask::Set { request, position, token });
+        }
+        client.emitted += 1;
+        sample = client.samples.pop_front();
+    }
+    if !client.sink.event(event, sample) && !client.is_cancelled && !is_last {
+        client.is_cancelled = true;
+        gone.push(request);
+    }
+    if is_last {
+        live.remove(&request);
+    }
+    is_last
+}
+
+fn start(lanes: &Lanes, op: OpId, command: Command) {
+    match command.lane() {
+        LaneKind::Compute => {
+            if let Command::Forward(batch) = command {
+                (lanes.compute)(ComputeTask::Forward { op, batch });
+            }
+        }
+        LaneKind::CopyIn | LaneKind::CopyOut => (lanes.copy)(op, command),
+        LaneKind::Storage => {
+            if let Some(storage) = &lanes.storage {
+                storage(op, command);
+            }
+        }
+        LaneKind::Wire => {
+            if let Command::Push(push) = command {
+                lanes.wire.push(op, *push);
+            }
+        }
+    }
+}
+
+/// Longest sleep: after it a journal is written out and the snapshot renewed.
+const REST: Duration = Duration::from_millis(100);

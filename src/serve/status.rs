@@ -1,0 +1,126 @@
+//! What the rest of the process sees of a worker: a snapshot that its thread renews between steps.
+
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use pd_core::kv::Occupancy;
+use pd_core::metrics::Metrics;
+use pd_core::sched::Load;
+use pd_core::worker::Worker;
+
+/// A worker at one moment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Snapshot {
+    pub(crate) load: Load,
+    pub(crate) tiers: Occupancy,
+    pub(crate) metrics: Metrics,
+    pub(crate) rooms: usize,
+    pub(crate) ops_in_flight: usize,
+    /// Tokens generated per second since the snapshot before.
+    pub(crate) tokens_per_second: f64,
+}
+
+/// Where the snapshot lies.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Status(Arc<Mutex<Snapshot>>);
+
+impl Status {
+    /// The last snapshot.
+    pub(crate) fn get(&self) -> Snapshot {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn put(&self, snapshot: Snapshot) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+}
+
+/// Renews a [`Status`], not more often than is of use to anybody.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    status: Status,
+    last: Instant,
+    generated: u64,
+}
+
+impl Publisher {
+    pub(crate) fn new(status: Status) -> Self {
+        Self { status, last: Instant::now(), generated: 0 }
+    }
+
+    /// Called between steps; `is_idle` if nothing is to be done now.
+    pub(crate) fn publish(&mut self, worker: &Worker, is_idle: bool) {
+        let since = self.last.elapsed();
+        if since < PAUSE && !(is_idle && since > PAUSE / 10) {
+            return;
+        }
+        self.last = Instant::now();
+        let metrics = worker.metrics().clone();
+        let new = metrics.generated_tokens.saturating_sub(self.generated);
+        self.generated = metrics.generated_tokens;
+        self.status.put(Snapshot {
+            load: worker.load(),
+            tiers: worker.kv().occupancy(),
+            rooms: worker.transfer().rooms(),
+            ops_in_flight: worker.ops_in_flight(),
+            tokens_per_second: new as f64 / since.as_secs_f64(),
+            metrics,
+        });
+    }
+}
+
+impl Snapshot {
+    /// Share of prompt tokens that came from a tier, 0 to 1.
+    pub(crate) fn hit_rate(&self) -> f64 {
+        let hits = self.metrics.device_hit_tokens + self.metrics.host_hit_tokens + self.metrics.storage_hit_tokens;
+        hits as f64 / ((hits + self.metrics.computed_tokens) as f64).max(1.0)
+    }
+
+    /// All of it in Prometheus' text format: under SGLang's names where the meaning is equal, under ours elsewhere.
+    pub(crate) fn prometheus(&self, model: &str, page_size: u32) -> String {
+        let mut text = String::new();
+        let labels = format!("{{model_name=\"{}\"}}", model.replace('\\', "\\\\").replace('"', "\\\""));
+        let mut put = |kind: &str, name: &str, help: &str, value: f64| {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{labels} {value}");
+        };
+        let (metrics, tiers) = (&self.metrics, &self.tiers);
+        let used = f64::from(tiers.device_used) / f64::from(tiers.device_total.max(1));
+        put("gauge", "sglang:num_running_reqs", "Admitted requests.", f64::from(self.load.running));
+        put("gauge", "sglang:num_queue_reqs", "Requests that wait.", f64::from(self.load.waiting));
+        put("gauge", "sglang:num_used_tokens", "Tokens in L1.", f64::from(tiers.device_used) * f64::from(page_size));
+        put("gauge", "sglang:token_usage", "Share of L1 in use.", used);
+        put("gauge", "sglang:gen_throughput", "Tokens generated per second, lately.", self.tokens_per_second);
+        put("gauge", "sglang:cache_hit_rate", "Share of prompt tokens from a tier.", self.hit_rate());
+        let prompts = metrics.computed_tokens
+            + metrics.device_hit_tokens
+            + metrics.host_hit_tokens
+            + metrics.storage_hit_tokens;
+        put("counter", "sglang:prompt_tokens_total", "Prompt tokens, cached ones included.", prompts as f64);
+        put("counter", "sglang:generation_tokens_total", "Tokens generated.", metrics.generated_tokens as f64);
+        put("counter", "sglang:num_requests_total", "Requests that were taken.", metrics.requests as f64);
+        put("counter", "sglang:num_retractions_total", "Sequences that gave pages back.", metrics.retractions as f64);
+        put("gauge", "pd_rooms", "Hand-offs that are open.", self.rooms as f64);
+        put("gauge", "pd_commands", "Commands in flight.", self.ops_in_flight as f64);
+        for (name, pages) in [
+            ("device_used", tiers.device_used),
+            ("device_total", tiers.device_total),
+            ("host_used", tiers.host_used),
+            ("host_total", tiers.host_total),
+        ] {
+            put("gauge", &format!("pd_{name}_pages"), "Pages of a tier.", f64::from(pages));
+        }
+        for (name, value) in metrics.counters() {
+            put("counter", &format!("pd_{name}_total"), "See Metrics in pd-core.", value as f64);
+        }
+        let _ = writeln!(text, "# HELP pd_mark_total Rare branches that were taken.\n# TYPE pd_mark_total counter");
+        for (mark, count) in &metrics.marks {
+            let _ = writeln!(text, "pd_mark_total{{mark=\"{mark}\"}} {count}");
+        }
+        text
+    }
+}
+
+/// Longest age of a snapshot of a worker that is busy.
+const PAUSE: Duration = Duration::from_millis(100);

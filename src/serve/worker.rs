@@ -1,0 +1,236 @@
+//! Starts one worker: memory, lanes, its thread, its API.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use pd_core::config::StorageMode;
+use pd_core::id::{Epoch, WorkerId};
+use pd_core::worker::Worker;
+use pd_net::http::backend::{Info, StorageInfo};
+use pd_net::http::{self, Edge, EdgeConfig};
+use pd_net::store::{StorageLane, Store, StoreConfig};
+use pd_sync::Arena;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use super::backend::Door;
+use super::clock::Clock;
+use super::compute;
+use super::copies::Copies;
+use super::journal::Journal;
+use super::model::Model;
+use super::options::Options;
+use super::peers::{self, Peers};
+use super::plan::{Identity, Plan, is_disaggregated, plan};
+use super::shell::{Lanes, Shell, Told};
+use super::status::{Publisher, Status};
+
+/// A worker that serves.
+pub(crate) struct Running {
+    /// Where its API listens.
+    pub(crate) address: SocketAddr,
+    /// Port of its bootstrap server, if it has one.
+    pub(crate) bootstrap: Option<u16>,
+    /// What was chosen, for the banner.
+    pub(crate) choices: Vec<(&'static str, String)>,
+    door: Arc<Door>,
+    edge: Arc<Edge>,
+    inbox: Sender<Told>,
+    shell: JoinHandle<()>,
+    peers: Option<Peers>,
+    storage: Option<Arc<std::sync::Mutex<StorageLane>>>,
+    close: Option<oneshot::Sender<()>>,
+}
+
+/// Starts a worker over a model that is loaded.
+///
+/// # Errors
+/// Which option cannot be met and what would do, or what the system refuses.
+pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) -> Result<Running, String> {
+    let host = options.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned());
+    let port = options.port.unwrap_or(PORT);
+    let listener = TcpListener::bind((host.as_str(), port))
+        .await
+        .map_err(|error| format!("cannot listen at {host}:{port}: {error}; --port 0 takes a free port"))?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    let identity = Identity { worker: worker_id(address), epoch: epoch() };
+    let geometry = model.engine.geometry();
+    let Plan { config, namespace, page_bytes, storage_bytes, mut choices } =
+        plan(options, identity, geometry, model.engine.fingerprint(), free_memory())?;
+    let arena = |pages: u32, tier: &str| {
+        Arena::new(page_bytes, pages).map(Arc::new).map_err(|error| format!("no memory for {tier}: {error}"))
+    };
+    let host_memory = arena(config.kv.host_pages, "L2")?;
+    let cost = model.measure()?;
+    let (inbox, told) = channel();
+    let (device, peers) = if is_disaggregated(config.mode) {
+        let (device, peers) = peers::start(options, &config, page_bytes, &inbox, runtime).await?;
+        (device, Some(peers))
+    } else {
+        (arena(config.kv.gpu_pages, "L1")?, None)
+    };
+    let storage = match &options.hicache_storage_dir {
+        Some(dir) => {
+            let settings = StoreConfig { bytes_max: storage_bytes, ..StoreConfig::new(dir) };
+            let (store, report) = Store::open(settings).map_err(|error| error.to_string())?;
+            choices.push(("L3 holds", report.to_string()));
+            let answers = inbox.clone();
+            let lane = StorageLane::start(store, Arc::clone(&host_memory), config.kv.root, STORAGE_THREADS, move |op, outcome| {
+                let _ = answers.send(Told::Done { op, outcome, samples: Vec::new() });
+            });
+            Some(Arc::new(std::sync::Mutex::new(lane.map_err(|error| error.to_string())?)))
+        }
+        None => None,
+    };
+    let (tasks, _) = compute::start(model.engine.sibling(), Arc::clone(&device), inbox.clone())
+        .map_err(|error| format!("no thread to compute: {error}"))?;
+    let (copies, _) = Copies::start(&device, &host_memory, &inbox).map_err(|error| error.to_string())?;
+    let lanes = Lanes {
+        compute: Box::new(move |task| drop(tasks.send(task))),
+        copy: Box::new(move |op, command| copies.start_copy(op, command)),
+        storage: storage.clone().map(|lane| {
+            Box::new(move |op, command| {
+                lane.lock().unwrap_or_else(std::sync::PoisonError::into_inner).submit(op, command);
+            }) as Box<dyn Fn(_, _) + Send>
+        }),
+        wire: peers.as_ref().map_or_else(peers::none, Peers::wire),
+    };
+    let journal = match &options.journal {
+        Some(path) => Some(
+            Journal::begin(path, &format!("{} at {address}", model.name), &config, &cost)
+                .map_err(|error| format!("cannot write the journal {}: {error}", path.display()))?,
+        ),
+        None => None,
+    };
+    let (clock, status) = (Clock::start(), Status::default());
+    let info = Info {
+        model: model.name.clone(),
+        model_path: model.path.clone(),
+        tokenizer_path: model.path.clone(),
+        model_type: model.model_type.clone(),
+        architectures: model.architectures.clone(),
+        mode: config.mode,
+        namespace,
+        context_length: config.sched.context_length,
+        epoch: config.epoch.0,
+        tp: 1,
+        bootstrap_port: peers.as_ref().and_then(Peers::bootstrap),
+        logprobs_max: LOGPROBS_MAX,
+        has_prompt_logprobs: false,
+        settings: settings(&config),
+    };
+    let door = Arc::new(Door {
+        inbox: inbox.clone(),
+        status: status.clone(),
+        clock,
+        runtime: runtime.clone(),
+        peers: peers.as_ref().map(Peers::resolver),
+        storage: StorageInfo {
+            backend: storage.as_ref().map(|_| "file".to_owned()),
+            prefetch_policy: word(&config.kv.prefetch_policy),
+            write_policy: word(&config.kv.write_policy),
+        },
+        page_size: config.kv.page_size,
+        page_bytes: config.kv.page_bytes,
+        running_max: config.sched.max_running_requests,
+        vocabulary: geometry.vocab,
+        seeds: AtomicU64::new(config.seed),
+        is_draining: AtomicBool::new(false),
+        is_attached: AtomicBool::new(config.kv.storage != StorageMode::None),
+        info,
+    });
+    let worker = Worker::new(config, cost).map_err(|error| error.to_string())?;
+    let shell = Shell::new(worker, journal, clock, told, lanes, Publisher::new(status));
+    let shell = std::thread::Builder::new()
+        .name("worker".to_owned())
+        .spawn(move || shell.run())
+        .map_err(|error| error.to_string())?;
+    let settings = EdgeConfig { api_key: options.api_key.clone(), ..EdgeConfig::default() };
+    let edge = Edge::new(Arc::clone(&door) as Arc<_>, Arc::clone(&model.text), settings);
+    let (close, closed) = oneshot::channel();
+    let serving = http::serve(listener, Arc::clone(&edge), async move { drop(closed.await) });
+    runtime.spawn(async move {
+        if let Err(error) = serving.await {
+            tracing::error!("the API has ended: {error}");
+        }
+    });
+    let bootstrap = peers.as_ref().and_then(Peers::bootstrap);
+    Ok(Running { address, bootstrap, choices, door, edge, inbox, shell, peers, storage, close: Some(close) })
+}
+
+impl Running {
+    /// Takes nothing new, ends what is under way (at most for `patience`), stops.
+    pub(crate) async fn stop(mut self, patience: Duration) {
+        self.door.drain();
+        let begin = Instant::now();
+        while self.edge.in_flight() > 0 && begin.elapsed() < patience {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let left = self.edge.in_flight();
+        if left > 0 {
+            tracing::warn!("{left} requests are cut off after {} s", patience.as_secs());
+        }
+        drop(self.close.take());
+        if let Some(peers) = self.peers.take() {
+            peers.stop().await;
+        }
+        let _ = self.inbox.send(Told::Stop);
+        let (shell, storage) = (self.shell, self.storage.take());
+        let joined = tokio::task::spawn_blocking(move || {
+            if let Some(storage) = storage {
+                storage.lock().unwrap_or_else(std::sync::PoisonError::into_inner).close();
+            }
+            shell.join()
+        });
+        if !matches!(joined.await, Ok(Ok(()))) {
+            tracing::error!("the worker's thread died");
+        }
+    }
+}
+
+/// The name of a worker: from its address, so that a restart has the same one.
+fn worker_id(address: SocketAddr) -> WorkerId {
+    let mut id = 0_u32;
+    for byte in address.to_string().bytes() {
+        // FNV-1a.
+        id = (id ^ u32::from(byte)).wrapping_mul(16_777_619).wrapping_add(2_166_136_261);
+    }
+    WorkerId(id & 0x7fff_ffff)
+}
+
+/// The number of this life: tenths of a second since 2026, so that a later one is larger.
+fn epoch() -> Epoch {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Epoch(u32::try_from(since.as_millis().saturating_sub(YEAR_2026_MS) / 100).unwrap_or(u32::MAX))
+}
+
+/// What the machine can spare, in bytes; 4 GiB where it does not say.
+fn free_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    kib.map_or(4 << 30, |kib| kib << 10)
+}
+
+/// All resolved settings, for `/server_info`.
+fn settings(config: &pd_core::config::WorkerConfig) -> serde_json::Map<String, serde_json::Value> {
+    match serde_json::to_value(config) {
+        Ok(serde_json::Value::Object(map)) => map,
+        Ok(_) | Err(_) => serde_json::Map::new(),
+    }
+}
+
+fn word(value: &impl serde::Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// SGLang's.
+const PORT: u16 = 30_000;
+const STORAGE_THREADS: u32 = 4;
+const LOGPROBS_MAX: u32 = 20;
+const YEAR_2026_MS: u128 = 1_767_225_600_000;
