@@ -1,6 +1,7 @@
 //! The `pd` command.
 
 mod cli;
+mod serve;
 
 use std::process::ExitCode;
 

@@ -5,6 +5,7 @@ mod inspect;
 mod outputs;
 mod plan;
 mod replay;
+mod serve;
 mod sim;
 mod swarm;
 mod sweep;
@@ -24,6 +25,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Serve(Box<serve::Serve>),
     /// Run scenarios in virtual time and hold their gates against what happened.
     Sim(sim::Sim),
     /// Look for runs that go wrong: thousands of small random deployments, loads and faults, each from a seed.
@@ -40,6 +42,7 @@ enum Command {
 /// Runs the command line. 0: all went well; 1: a gate is broken; 2: bad input.
 pub(crate) fn run() -> ExitCode {
     match Cli::parse().command {
+        Command::Serve(serve) => serve.run(),
         Command::Sim(sim) => sim.run(),
         Command::Swarm(swarm) => swarm.run(),
         Command::Plan(plan) => plan.run(),

@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use pd_core::event::Event;
-use pd_core::id::{Epoch, Generation, GpuPage, OpId, RequestId, Room, Token, WorkerId};
+use pd_core::id::{OpId, RequestId, Token, WorkerId};
 use pd_core::message::Message;
 use pd_core::op::{Command, Fault, Input, LaneKind, Leg, Outcome, Output, Push, Submit};
 use pd_core::pump::Pump;
@@ -76,14 +76,10 @@ pub(crate) struct Lanes {
 pub(crate) trait Wire: Send + Sync {
     /// Carries pages to a peer; answered once.
     fn push(&self, op: OpId, push: Push);
-    /// From now on the peer may write these pages under this attempt.
-    fn grant(&self, peer: WorkerId, room: Room, generation: Generation, source: Epoch, pages: &[GpuPage]);
-    /// When this returns, no write under this attempt can land any more.
-    fn revoke(&self, room: Room, generation: Generation);
-    /// The same for all attempts of a peer.
-    fn revoke_peer(&self, peer: WorkerId);
-    /// Sends a letter to a peer, in order, if it is up.
-    fn send(&self, to: WorkerId, message: Message);
+    /// Sends a message to a peer, in order, if it is up. A want leases its pages to the peer.
+    fn send(&self, to: WorkerId, message: &Message);
+    /// Ends the leases that the news ends. False if a write of one still goes on: the machine must not hear of it yet.
+    fn may_hear(&self, input: &Input) -> bool;
 }
 
 /// The worker's thread.
@@ -95,6 +91,8 @@ pub(crate) struct Shell {
     publisher: Publisher,
     orders: Orders,
     live: BTreeMap<RequestId, Live>,
+    /// What was heard of peers and must wait; see [`Wire::may_hear`].
+    held: BTreeMap<WorkerId, VecDeque<Input>>,
     due: Due,
     /// Answers to commands that never started.
     unstarted: VecDeque<OpId>,
@@ -131,6 +129,7 @@ impl Shell {
             publisher,
             orders: Orders::default(),
             live: BTreeMap::new(),
+            held: BTreeMap::new(),
             due: Due::default(),
             unstarted: VecDeque::new(),
             forwards: VecDeque::new(),
@@ -152,6 +151,7 @@ impl Shell {
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     self.tick();
+                    self.hear_held();
                     if let Some(journal) = &mut self.pump.tap {
                         journal.rest();
                     }
@@ -176,10 +176,7 @@ impl Shell {
     fn take(&mut self, told: Told) {
         match told {
             Told::Job(job) => self.on_job(*job),
-            Told::Input(input) => {
-                self.fence(&input);
-                self.feed(input);
-            }
+            Told::Input(input) => self.hear(input),
             Told::Done { op, outcome, samples } => {
                 for (request, sample) in samples {
                     if let Some(live) = self.live.get_mut(&request) {
@@ -232,26 +229,37 @@ impl Shell {
         self.feed(Input::Submit(Box::new(submit)));
     }
 
-    /// Before the machine hears that an attempt is over, it is: nothing of it can be written any more.
-    fn fence(&self, input: &Input) {
-        match input {
-            Input::Peer { id, up: None } => self.lanes.wire.revoke_peer(*id),
-            Input::Recv {
-                message:
-                    Message::AbortAck { room, generation, .. } | Message::Abort { room, generation, .. },
-                ..
-            } => self.lanes.wire.revoke(*room, *generation),
-            Input::Recv { message: Message::Handoff(handoff), .. } => {
-                self.lanes.wire.revoke(handoff.room, handoff.generation);
+    /// Tells the machine what is heard of a peer, once nothing that it ends can be written any more. What waits for that
+    /// holds up what comes behind it from the same peer.
+    fn hear(&mut self, input: Input) {
+        let peer = match &input {
+            Input::Peer { id, .. } => *id,
+            Input::Recv { from, .. } => *from,
+            Input::Tick | Input::Submit(_) | Input::Cancel { .. } | Input::Done { .. } | Input::Control(_) => {
+                self.feed(input);
+                return;
             }
-            Input::Recv { .. }
-            | Input::Peer { .. }
-            | Input::Tick
-            | Input::Submit(_)
-            | Input::Cancel { .. }
-            | Input::Done { .. }
-            | Input::Control(_) => {}
+        };
+        if self.held.is_empty() && self.lanes.wire.may_hear(&input) {
+            self.feed(input);
+        } else {
+            self.held.entry(peer).or_default().push_back(input);
+            self.hear_held();
         }
+    }
+
+    fn hear_held(&mut self) {
+        let peers: Vec<WorkerId> = self.held.keys().copied().collect();
+        for peer in peers {
+            while let Some(input) = self.held.get_mut(&peer).and_then(VecDeque::pop_front) {
+                if !self.lanes.wire.may_hear(&input) {
+                    self.held.entry(peer).or_default().push_front(input);
+                    break;
+                }
+                self.feed(input);
+            }
+        }
+        self.held.retain(|_, inputs| !inputs.is_empty());
     }
 
     fn feed(&mut self, input: Input) {
@@ -268,12 +276,7 @@ impl Shell {
                     }
                     orders.add(op, &after, command, due);
                 }
-                Output::Send { to, message } => {
-                    if let Message::Want(want) = &message {
-                        lanes.wire.grant(to, want.room, want.generation, want.source, &want.pages);
-                    }
-                    lanes.wire.send(to, message);
-                }
+                Output::Send { to, message } => lanes.wire.send(to, &message),
                 Output::Emit { request, event } => {
                     if emit(lanes, live, request, event, &mut gone) {
                         over.push(request);
