@@ -1,0 +1,5 @@
+//! The engine from outside: against goldens of another implementation, against itself in other company, and with models
+//! that are broken.
+
+mod golden;
+mod worker;
