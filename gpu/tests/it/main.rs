@@ -2,4 +2,5 @@
 //! that are broken.
 
 mod golden;
+mod invariance;
 mod worker;
