@@ -6,6 +6,8 @@
 //! nor another worker changes an answer.
 
 mod params;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 

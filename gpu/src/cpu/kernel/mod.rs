@@ -5,7 +5,9 @@
 
 mod body;
 mod lanes;
-pub(super) mod math;
+pub(crate) mod math;
+#[cfg(test)]
+mod tests;
 
 pub(super) use body::PANEL;
 
