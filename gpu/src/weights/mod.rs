@@ -1,0 +1,192 @@
+//! Models: a folder as Hugging Face lays it out, bytes inside the binary, or numbers drawn from a seed.
+//!
+//! [`Weights::open`] reads headers only and checks that each tensor that the configuration asks for is there, with its
+//! shape and with elements that are understood; numbers are read when an engine packs them.
+
+mod config;
+mod dummy;
+mod error;
+mod fingerprint;
+mod shards;
+mod tensors;
+
+use std::borrow::Cow;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+
+pub use config::{Architecture, Config, Recommended, Scaling};
+pub use error::LoadError;
+pub use tensors::Wanted;
+pub(crate) use tensors::{EMBEDDING, NORM, OUTPUT, layer};
+
+use shards::Shards;
+
+/// Where a model comes from.
+#[derive(Clone, Debug)]
+pub enum ModelSource {
+    /// A folder with `config.json`, `model.safetensors` or `model.safetensors.index.json`, and perhaps
+    /// `generation_config.json`.
+    Folder(PathBuf),
+    /// Weights drawn from a seed: for measuring and testing where no model is at hand.
+    Dummy {
+        /// The text of a `config.json`.
+        config: String,
+        /// Equal seeds give equal weights, on any machine.
+        seed: u64,
+    },
+    /// The same files, in memory (`include_bytes!`).
+    Bytes {
+        /// `config.json`.
+        config: Cow<'static, [u8]>,
+        /// `generation_config.json`.
+        generation: Option<Cow<'static, [u8]>>,
+        /// `model.safetensors`.
+        weights: Cow<'static, [u8]>,
+    },
+}
+
+/// A model that was opened and found complete.
+#[derive(Debug)]
+pub struct Weights {
+    config: Config,
+    recommended: Recommended,
+    store: Store,
+}
+
+#[derive(Debug)]
+enum Store {
+    Shards(Shards),
+    Dummy { seed: u64 },
+}
+
+/// One tensor's numbers, to be read in pieces.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tensor<'a> {
+    file: &'a str,
+    name: &'a str,
+    elements: Elements<'a>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Elements<'a> {
+    Bf16(&'a [u8]),
+    F16(&'a [u8]),
+    F32(&'a [u8]),
+    Drawn(dummy::Drawn),
+}
+
+impl Weights {
+    /// Opens a model and checks that it is complete.
+    ///
+    /// # Errors
+    /// What is wrong, with file and tensor.
+    pub fn open(source: &ModelSource) -> Result<Self, LoadError> {
+        match source {
+            ModelSource::Folder(folder) => Self::open_folder(folder),
+            ModelSource::Dummy { config, seed } => Ok(Self {
+                config: Config::parse("config.json", config.as_bytes())?,
+                recommended: Recommended::default(),
+                store: Store::Dummy { seed: *seed },
+            }),
+            ModelSource::Bytes { config, generation, weights } => {
+                let mut config = Config::parse("config.json (built in)", config)?;
+                let recommended = match generation {
+                    Some(json) => config.generation("generation_config.json (built in)", json)?,
+                    None => Recommended::default(),
+                };
+                Self::checked(config, recommended, Shards::from_bytes("model.safetensors (built in)", weights.clone())?)
+            }
+        }
+    }
+
+    /// The model's shape and rules.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What its makers recommend for requests that say nothing.
+    #[must_use]
+    pub fn recommended(&self) -> Recommended {
+        self.recommended
+    }
+
+    /// Bytes of the weights as stored; 0 for drawn ones.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        match &self.store {
+            Store::Shards(shards) => shards.bytes(),
+            Store::Dummy { .. } => 0,
+        }
+    }
+
+    fn open_folder(folder: &Path) -> Result<Self, LoadError> {
+        let path = folder.join("config.json");
+        let json = std::fs::read(&path).map_err(|source| LoadError::Io { file: path.clone(), source })?;
+        let mut config = Config::parse(&path.display().to_string(), &json)?;
+        let path = folder.join("generation_config.json");
+        let recommended = match std::fs::read(&path) {
+            Ok(json) => config.generation(&path.display().to_string(), &json)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Recommended::default(),
+            Err(source) => return Err(LoadError::Io { file: path, source }),
+        };
+        Self::checked(config, recommended, Shards::open(folder)?)
+    }
+
+    fn checked(config: Config, recommended: Recommended, shards: Shards) -> Result<Self, LoadError> {
+        shards.check(&config)?;
+        Ok(Self { config, recommended, store: Store::Shards(shards) })
+    }
+
+    /// A tensor of [`Config::tensors`].
+    ///
+    /// # Panics
+    /// If it is none of these: `open` has checked that those are there.
+    pub(crate) fn tensor<'a>(&'a self, want: &'a Wanted) -> Tensor<'a> {
+        match &self.store {
+            Store::Shards(shards) => shards.tensor(&want.name).expect("a tensor that was checked to be there"),
+            Store::Dummy { seed } => {
+                let drawn = Elements::Drawn(dummy::Drawn::new(*seed, want));
+                Tensor { file: "dummy weights", name: &want.name, elements: drawn }
+            }
+        }
+    }
+}
+
+impl Tensor<'_> {
+    /// Reads elements from index `from` on.
+    ///
+    /// # Errors
+    /// [`LoadError::NotFinite`].
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub(crate) fn read(&self, from: usize, out: &mut [f32]) -> Result<(), LoadError> {
+        fn each<const N: usize>(bytes: &[u8], from: usize, out: &mut [f32], value: impl Fn([u8; N]) -> f32) {
+            let (elements, _) = bytes.as_chunks::<N>();
+            let elements = &elements[from..][..out.len()];
+            for (out, element) in out.iter_mut().zip(elements) {
+                *out = value(*element);
+            }
+        }
+        match &self.elements {
+            Elements::Bf16(bytes) => each(bytes, from, out, |raw| bf16::from_le_bytes(raw).to_f32()),
+            Elements::F16(bytes) => each(bytes, from, out, |raw| f16::from_le_bytes(raw).to_f32()),
+            Elements::F32(bytes) => each(bytes, from, out, f32::from_le_bytes),
+            Elements::Drawn(drawn) => drawn.read(from, out),
+        }
+        // Zero times a finite number is zero; one odd weight makes the sum NaN.
+        if out.iter().map(|value| value * 0.0).sum::<f32>() == 0.0 {
+            Ok(())
+        } else {
+            Err(LoadError::NotFinite { file: self.file.to_owned(), tensor: self.name.to_owned() })
+        }
+    }
+
+    /// True if every element is exact in bf16.
+    pub(crate) fn is_bf16(&self) -> bool {
+        matches!(self.elements, Elements::Bf16(_))
+    }
+}

@@ -1,0 +1,9 @@
+//! The engine from outside: against goldens of another implementation, against a naive one, against itself in other
+//! company, and with models that are broken.
+
+mod bad_models;
+mod golden;
+mod invariance;
+mod naive;
+mod weights;
+mod worker;
