@@ -182,8 +182,7 @@ pub(super) fn blank(tokens: usize, payload: usize) -> Head {
     }
 }
 
-/// Appends records; those that are durable count from then on. With each result a record fails or succeeds alone or
-/// with those it was written with.
+/// Appends records; those that are durable count from then on. A record fails or succeeds with those it was written with.
 pub(super) fn append(
     shared: &Shared,
     items: &mut [Item<'_>],
@@ -191,51 +190,57 @@ pub(super) fn append(
     is_durable: bool,
 ) -> Vec<Result<(), Fault>> {
     let batch_bytes = BATCH_BYTES.min(shared.config.segment_bytes / 4);
-    let mut batches: Vec<(Result<Range, Fault>, usize)> = Vec::new();
-    let mut rest = &mut *items;
-    while !rest.is_empty() {
-        let mut count = 0;
-        let mut bytes = 0;
-        while count < rest.len() && (count == 0 || bytes + u64::from(rest[count].head.length) <= batch_bytes) {
-            bytes = start_of(bytes, rest[count].payload.len()) + u64::from(rest[count].head.length);
-            count += 1;
-        }
-        let (batch, others) = std::mem::take(&mut rest).split_at_mut(count);
-        batches.push((write_batch(shared, batch, blocks_of(bytes), purpose), count));
-        rest = others;
-    }
     let mut results = Vec::with_capacity(items.len());
-    let mut last: Option<(SegmentId, Result<(), Fault>)> = None;
-    let mut index_entries = Vec::new();
+    let mut written: Vec<(Range, std::ops::Range<usize>)> = Vec::new();
     let mut from = 0;
-    for (range, count) in &batches {
-        let result = match range {
-            Err(fault) => Err(*fault),
-            Ok(_) if !is_durable => Ok(()),
-            // The sync that covered the batch before came after all writes.
-            Ok(range) => match last {
-                Some((id, result)) if id == range.segment.id => result,
-                _ => sync(shared, &range.segment),
-            },
-        };
-        if let Ok(range) = range {
-            last = Some((range.segment.id, result));
-            if result.is_ok() {
-                let batch = items[from..from + count].iter().filter(|item| item.head.kind == Kind::Page);
-                index_entries.extend(batch.map(|item| (range.segment.slot, item.head.entry())));
+    while from < items.len() {
+        let (mut to, mut bytes) = (from, 0);
+        while to < items.len() && (to == from || bytes + u64::from(items[to].head.length) <= batch_bytes) {
+            bytes = start_of(bytes, items[to].payload.len()) + u64::from(items[to].head.length);
+            to += 1;
+        }
+        let result = write_batch(shared, &mut items[from..to], blocks_of(bytes), purpose);
+        results.extend(std::iter::repeat_n(result.as_ref().map(drop).map_err(|fault| *fault), to - from));
+        if let Ok(range) = result {
+            // A segment is not kept from being sealed, and making way, longer than it is written to.
+            if written.first().is_some_and(|(first, _)| first.segment.id != range.segment.id) {
+                finish(shared, items, std::mem::take(&mut written), is_durable, &mut results);
             }
+            written.push((range, from..to));
         }
-        results.extend(std::iter::repeat_n(result, *count));
-        from += count;
+        from = to;
     }
-    if !index_entries.is_empty() {
-        shared.stats().writes += index_entries.len() as u64;
-        let mut index = shared.index_mut();
-        for (slot, entry) in index_entries {
-            index.apply(slot, entry);
-        }
-    }
+    finish(shared, items, written, is_durable, &mut results);
     results
+}
+
+/// Makes batches of one segment durable and tells the index.
+fn finish(
+    shared: &Shared,
+    items: &[Item<'_>],
+    written: Vec<(Range, std::ops::Range<usize>)>,
+    is_durable: bool,
+    results: &mut [Result<(), Fault>],
+) {
+    let Some((first, _)) = written.first() else { return };
+    let segment = &first.segment;
+    let result = if is_durable { sync(shared, segment) } else { Ok(()) };
+    if result.is_err() {
+        written.iter().for_each(|(_, range)| results[range.clone()].fill(result));
+        return;
+    }
+    let pages = || {
+        let items = written.iter().flat_map(|(_, range)| &items[range.clone()]);
+        items.filter(|item| item.head.kind == Kind::Page)
+    };
+    let count = pages().count() as u64;
+    if count > 0 {
+        shared.stats().writes += count;
+        let mut index = shared.index_mut();
+        for item in pages() {
+            index.apply(segment.slot, item.head.entry());
+        }
+    }
 }
 
 /// Writes one batch of `bytes` and returns its range, which keeps the segment from being sealed.
@@ -302,7 +307,7 @@ fn fill(buffer: &mut Buffer, items: &[Item<'_>], parts: &[Part], base: u64) {
     let out = buffer.bytes_mut();
     let mut used = 0;
     let mut at = base;
-    let mut parts = parts.iter();
+    let mut parts = parts.iter().peekable();
     for item in items {
         let Some(Part::Buffer(length)) = parts.next() else { unreachable!("each item starts in the buffer") };
         let slot = &mut out[used..used + length];
@@ -312,12 +317,10 @@ fn fill(buffer: &mut Buffer, items: &[Item<'_>], parts: &[Part], base: u64) {
         let record = &mut slot[gap..];
         item.head.encode(item.tokens, record);
         record[tokens_end..payload_at].fill(0);
-        if record.len() > payload_at {
+        if parts.next_if(|part| matches!(part, Part::Payload(_))).is_none() {
             let end = payload_at + item.payload.len();
             record[payload_at..end].copy_from_slice(item.payload);
             record[end..].fill(0);
-        } else {
-            parts.next();
         }
         used += length;
         at = item.head.at + u64::from(item.head.length);

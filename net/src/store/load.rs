@@ -289,14 +289,8 @@ fn load_segment(shared: &Shared, id: SegmentId, is_own: bool, known: Option<u64>
     let path = shared.config.dir.join(id.name());
     let file = PageFile::open(&path, is_own, shared.is_direct, shared.config.faults.clone())?;
     let bytes = file.len()?;
-    let mut loaded = Loaded {
-        head: None,
-        bytes,
-        is_foreign: false,
-        is_covered: false,
-        was_open: false,
-        found: Found::default(),
-    };
+    let mut loaded =
+        Loaded { head: None, bytes, is_foreign: false, is_covered: false, was_open: false, found: Found::default() };
     match frame(&file, id, bytes, known)? {
         Frame::Foreign => loaded.is_foreign = true,
         Frame::Sealed(head, entries) => {

@@ -183,7 +183,8 @@ impl Store {
     pub fn open(config: StoreConfig) -> Result<(Self, OpenReport), StoreError> {
         let (shared, report) = load::open(config)?;
         let shared = Arc::new(shared);
-        let thread = upkeep::start(&shared).map_err(|error| StoreError::io("start a thread for", &shared.config.dir, error))?;
+        let thread =
+            upkeep::start(&shared).map_err(|error| StoreError::io("start a thread for", &shared.config.dir, error))?;
         Ok((Self(Arc::new(Handle { shared, upkeep: Mutex::new(Some(thread)) })), report))
     }
 

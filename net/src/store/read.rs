@@ -49,7 +49,8 @@ pub(super) fn read(shared: &Shared, page: Identity<'_>, into: &mut [u8]) -> Resu
         if spot.place.is_damaged {
             return Err(Fault::Checksum);
         }
-        let result = shared.files.get(spot.id).map_err(ReadError::Io).and_then(|file| record(shared, &file, &spot, page, into));
+        let result =
+            shared.files.get(spot.id).map_err(ReadError::Io).and_then(|file| record(shared, &file, &spot, page, into));
         match result {
             Ok(()) => {
                 shared.stats().reads += 1;

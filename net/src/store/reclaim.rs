@@ -18,7 +18,7 @@ use super::append::{Item, Purpose, append, note};
 use super::format::{Entry, HEAD, Head, SegmentId};
 use super::read::{ReadError, Spot, head_of, payload_of, raw};
 use super::walk::{Frame, frame};
-use super::{Shared, lock};
+use super::{Shared, lock, upkeep};
 
 /// Bytes of all files in the folder.
 pub(super) fn used_bytes(dir: &Path) -> std::io::Result<u64> {
@@ -43,8 +43,14 @@ pub(super) fn make_room(shared: &Shared, bytes: u64, purpose: Purpose) -> Result
         if used + bytes <= max {
             return Ok(());
         }
-        let coldest = if purpose == Purpose::Serve { coldest(shared) } else { None };
-        let Some(coldest) = coldest else { return Err(Fault::Full) };
+        if purpose == Purpose::Move {
+            return Err(Fault::Full);
+        }
+        // Only what is sealed can go, and giving back what it did not use may be enough.
+        if upkeep::seal(shared) > 0 {
+            continue;
+        }
+        let Some(coldest) = coldest(shared) else { return Err(Fault::Full) };
         let notes = notes_of(shared, coldest);
         remove(shared, coldest).map_err(|error| shared.fault("remove a segment", &error))?;
         shared.log.note_later(notes);
@@ -127,7 +133,9 @@ fn victim(shared: &Shared) -> Option<(SegmentId, u64)> {
     }
     let sealed = own.into_iter().filter(|(_, segment)| segment.is_sealed);
     let gained = |slot: u32, bytes: u64| bytes.saturating_sub(kept[slot as usize]);
-    sealed.max_by_key(|(slot, segment)| (gained(*slot, segment.bytes), segment.id)).map(|(_, segment)| (segment.id, floor))
+    sealed
+        .max_by_key(|(slot, segment)| (gained(*slot, segment.bytes), segment.id))
+        .map(|(_, segment)| (segment.id, floor))
 }
 
 /// The sealed segment of ours whose most recent page is the least recent.

@@ -109,7 +109,8 @@ pub(super) fn load(dir: &Path, is_direct: bool, config: &StoreConfig) -> (Option
             return Ok(Err("its body is damaged"));
         }
         let mut take = Take(body.bytes(), 0);
-        let segments = (0..segments as u32).map(|number| (SegmentId::unpack(take.u64()), (number, take.u64()))).collect();
+        let segments =
+            (0..segments as u32).map(|number| (SegmentId::unpack(take.u64()), (number, take.u64()))).collect();
         Ok(Ok(Snapshot { body, counts, segments }))
     };
     match read() {

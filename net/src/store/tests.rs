@@ -88,9 +88,11 @@ fn open(dir: &Path) -> (Store, OpenReport) {
     Store::open(config(dir)).expect("the store opens")
 }
 
-/// What a crash leaves: the files as they are, while the store that writes them goes on.
-fn image(dir: &Path) -> TempDir {
+/// What a crash leaves: the files as they are at one instant, in which nobody writes.
+fn image(store: &Store) -> TempDir {
     let copy = folder();
+    let dir = &store.0.shared.config.dir;
+    let _nobody = super::lock(&store.0.shared.upkeep.turn);
     for entry in std::fs::read_dir(dir).expect("a folder") {
         let entry = entry.expect("an entry");
         std::fs::copy(entry.path(), copy.path().join(entry.file_name())).expect("a copy");

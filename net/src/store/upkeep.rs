@@ -12,8 +12,10 @@ use super::{Shared, lock, peers, reclaim, snapshot};
 pub(super) struct Upkeep {
     state: Mutex<State>,
     changed: Condvar,
+    /// One at a time puts ends to segments.
+    sealing: Mutex<()>,
     /// One turn at a time.
-    turn: Mutex<Turn>,
+    pub(super) turn: Mutex<Turn>,
 }
 
 #[derive(Debug, Default)]
@@ -23,7 +25,7 @@ struct State {
 }
 
 #[derive(Debug, Default)]
-struct Turn {
+pub(super) struct Turn {
     /// Segments sealed since the last snapshot.
     sealed: u32,
 }
@@ -95,7 +97,8 @@ pub(super) fn close(shared: &Shared) {
 }
 
 /// Puts ends to segments that nobody writes to any more; how many.
-fn seal(shared: &Shared) -> u32 {
+pub(super) fn seal(shared: &Shared) -> u32 {
+    let _sealing = lock(&shared.upkeep.sealing);
     let mut count = 0;
     for segment in shared.log.take_quiet() {
         let Active { id, nonce, .. } = *segment;

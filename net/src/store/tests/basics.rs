@@ -115,10 +115,10 @@ fn what_was_discarded_or_wiped_stays_away() {
         }
     };
     check(&store, "at once");
-    let crashed = image(dir.path());
+    let crashed = image(&store);
     store.settle();
     check(&store, "after its segments were compacted");
-    let compacted = image(dir.path());
+    let compacted = image(&store);
     drop(store);
     check(&open(crashed.path()).0, "after a crash");
     check(&open(compacted.path()).0, "after compaction and a crash");
@@ -174,7 +174,7 @@ fn uses_are_ordered_and_outlive_the_process() {
     store.touch(&[pages[2].key, pages[0].key, PageKey(99)]);
     assert_eq!(order(&store), [2, 0, 10, 1].map(pages_key));
     store.settle();
-    let crashed = image(dir.path());
+    let crashed = image(&store);
     drop(store);
     assert_eq!(order(&open(crashed.path()).0), [2, 0, 10, 1].map(pages_key), "after a crash");
     std::fs::remove_file(dir.path().join("index.snap")).expect("a snapshot");
@@ -198,7 +198,7 @@ fn writers_at_the_same_time_share_syncs_and_lose_nothing() {
     let stats = store.stats();
     assert_eq!(stats.writes, 80);
     assert!(stats.syncs <= 80, "{stats:?}");
-    let crashed = image(dir.path());
+    let crashed = image(&store);
     let (store, _) = open(crashed.path());
     for page in (0..4).flat_map(|thread| (0..20).map(move |number| Page::new(thread * 1000 + number, 20000))) {
         page.read(&store).expect("was acknowledged");

@@ -167,7 +167,7 @@ impl Run {
                 self.store = Some(store);
             }
             Step::Crash => {
-                let dir = image(self.dir.path());
+                let dir = image(self.store());
                 self.store = None;
                 let (store, report) = open(dir.path());
                 assert_eq!((report.torn, report.damaged, report.foreign), (0, 0, 0), "{report}");
@@ -196,7 +196,7 @@ proptest! {
             .keys()
             .map(|number| (*number, place(run.store(), page(*number, 0).key).expect("is held")))
             .collect();
-        let crashed = image(run.dir.path());
+        let crashed = image(run.store());
         let changed = harm(crashed.path(), &harms);
         let (store, report) = open(crashed.path());
         let is_hit = |number: &u64| {
@@ -229,7 +229,7 @@ proptest! {
         for (number, size) in &run.sizes {
             page(*number, *size).write(&store).expect("a disk that works");
         }
-        let crashed = image(crashed.path());
+        let crashed = image(&store);
         let (store, report) = open(crashed.path());
         for (number, size) in &run.sizes {
             let page = page(*number, *size);

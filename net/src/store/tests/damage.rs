@@ -38,7 +38,7 @@ fn a_damage_in_a_tail_is_skipped_and_reported() {
     let (store, _) = open(dir.path());
     let pages: Vec<Page> = (0..6).map(|number| Page::new(number, 3000)).collect();
     pages.iter().for_each(|page| page.write(&store).expect("room"));
-    let crashed = image(dir.path());
+    let crashed = image(&store);
     let (name, at, length) = place(&store, pages[1].key).expect("is there");
     flip(crashed.path(), &name, at + 200);
     let (name_4, at_4, _) = place(&store, pages[4].key).expect("is there");
@@ -58,7 +58,7 @@ fn a_torn_tail_is_cut_and_written_behind() {
     let (store, _) = open(dir.path());
     let pages: Vec<Page> = (0..3).map(|number| Page::new(number, 9000)).collect();
     pages.iter().for_each(|page| page.write(&store).expect("room"));
-    let crashed = image(dir.path());
+    let crashed = image(&store);
     let (name, at, _) = place(&store, pages[2].key).expect("is there");
     let file = OpenOptions::new().write(true).open(crashed.path().join(&name)).expect("a file");
     file.set_len(at + 5000).expect("cut");
@@ -88,7 +88,9 @@ fn a_segment_under_another_name_is_left_alone() {
 
 #[test]
 fn a_damaged_snapshot_is_refused_with_its_reason_and_nothing_is_lost() {
-    for (at, reason) in [(3, "it is none, or of another version"), (20, "its head is damaged"), (4100, "its body is damaged")] {
+    for (at, reason) in
+        [(3, "it is none, or of another version"), (20, "its head is damaged"), (4100, "its body is damaged")]
+    {
         let dir = folder();
         let (store, _) = open(dir.path());
         let pages: Vec<Page> = (0..6).map(|number| Page::new(number, 20000)).collect();
@@ -112,7 +114,7 @@ fn an_old_snapshot_brings_nothing_back() {
     let (store, _) = open(dir.path());
     store.discard(&[pages[0].key]).expect("room");
     Page::new(100, 20000).write(&store).expect("room");
-    let crashed = image(dir.path());
+    let crashed = image(&store);
     drop(store);
     std::fs::write(crashed.path().join("index.snap"), old).expect("written");
     let (store, report) = open(crashed.path());
