@@ -1,2 +1,4 @@
 //! What pd says to the world: HTTP, peers, disks.
 #![forbid(unsafe_code)]
+
+pub mod wire;

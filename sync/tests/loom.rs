@@ -187,14 +187,13 @@ fn closing_wakes_the_receiver_and_blocked_senders() {
 #[should_panic(expected = "deadlock")]
 fn negative_control_a_receiver_that_looks_before_it_locks() {
     model(|| {
-        let state = Arc::new((AtomicBool::new(false), loom::sync::Mutex::new(()), loom::sync::Condvar::new()));
-        let sender = {
-            let state = state.clone();
-            thread::spawn(move || {
-                state.0.store(true, Ordering::SeqCst);
-                state.2.notify_one();
-            })
-        };
+        // Leaked: loom's own destructors would panic while the deadlock unwinds.
+        let state: &'static (AtomicBool, loom::sync::Mutex<()>, loom::sync::Condvar) =
+            Box::leak(Box::new((AtomicBool::new(false), loom::sync::Mutex::new(()), loom::sync::Condvar::new())));
+        let sender = thread::spawn(move || {
+            state.0.store(true, Ordering::SeqCst);
+            state.2.notify_one();
+        });
         if !state.0.load(Ordering::SeqCst) {
             let guard = state.1.lock().unwrap();
             drop(state.2.wait(guard).unwrap());
