@@ -1,28 +1,38 @@
-//! Page memory of one tier: pages of equal size that lanes read and write side by side.
+//! Page memory of one tier: pages of equal size that lanes and peers read and write side by side.
 //!
-//! Core hands each page to one writer or to some readers at a time. Each page has a guard all the same: an access that
-//! core's protocol forbids is refused instead of being a data race, so that no mistake elsewhere is undefined behaviour.
+//! Core hands each page to one writer or to some readers at a time. Each page has a word all the same (see
+//! [`crate::word`]): an access that core's protocol forbids is refused instead of being a data race, so that no mistake
+//! elsewhere is undefined behaviour.
 //!
-//! ```text
-//!   guard   0 free    n readers    WRITING one writer
-//! ```
+//! What a peer may write is leased to it, page by page, for one generation: [`Arena::grant`]. Whoever writes on its
+//! behalf (a thread of this process that reads a socket, or the peer itself through [`crate::Remote`]) can begin only
+//! while the lease stands, and [`Arena::revoke`] says when the last such write has ended.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use memmap2::{MmapMut, MmapOptions};
 use thiserror::Error;
 
+use crate::shared::{Shared, Words};
+use crate::word::{Denied, PageWord};
+
 /// Pages of one tier.
 pub struct Arena {
-    memory: MmapMut,
+    words: Words,
     base: *mut u8,
-    guards: Box<[AtomicU32]>,
     page_bytes: usize,
+    /// What `base` points into.
+    memory: Memory,
 }
 
-// SAFETY: `base` points into `memory`, which the arena owns; all access goes through the guards.
+enum Memory {
+    Own { map: MmapMut },
+    Shared(Shared),
+}
+
+// SAFETY: `base` points into `memory`, which the arena owns; all access goes through the words.
 unsafe impl Send for Arena {}
 // SAFETY: as above.
 unsafe impl Sync for Arena {}
@@ -35,19 +45,35 @@ pub struct Busy {
     pub page: u32,
 }
 
+/// Writes of an ended lease that are still at work: the page must not be used for anything else.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[error("page {page} is still being written from outside")]
+pub struct Writing {
+    /// The first such page.
+    pub page: u32,
+}
+
 /// A page that nobody writes while this lives.
 pub struct PageRef<'a> {
     bytes: &'a [u8],
-    guard: &'a AtomicU32,
+    word: &'a PageWord,
 }
 
 /// A page that nobody else touches while this lives.
 pub struct PageMut<'a> {
     bytes: &'a mut [u8],
-    guard: &'a AtomicU32,
+    word: &'a PageWord,
 }
 
-const WRITING: u32 = u32::MAX;
+/// A page that is written on behalf of a peer, while its lease stood when this was made.
+pub struct LeasedMut<'a> {
+    bytes: &'a mut [u8],
+    word: &'a PageWord,
+    generation: u32,
+}
+
+/// How long a revocation polls before it asks whether the writer is still there at all.
+const REAP_PAUSE: Duration = Duration::from_millis(1);
 
 impl Arena {
     /// `pages` pages of zeros. Memory is taken from the system when a page is first written.
@@ -58,12 +84,36 @@ impl Arena {
     /// # Panics
     /// If `page_bytes` is 0 or no multiple of 64: pages are read as wider elements.
     pub fn new(page_bytes: usize, pages: u32) -> std::io::Result<Self> {
-        assert!(page_bytes > 0 && page_bytes.is_multiple_of(64), "pages of {page_bytes} bytes");
-        let bytes = page_bytes.checked_mul(pages as usize).ok_or(std::io::ErrorKind::OutOfMemory)?;
-        let mut memory = MmapOptions::new().len(bytes.max(1)).map_anon()?;
-        let base = memory.as_mut_ptr();
-        let guards = (0..pages).map(|_| AtomicU32::new(0)).collect();
-        Ok(Self { memory, base, guards, page_bytes })
+        let bytes = bytes_of(page_bytes, pages)?;
+        let mut map = MmapOptions::new().len(bytes.max(1)).map_anon()?;
+        let base = map.as_mut_ptr();
+        let words = Words::own(pages);
+        Ok(Self { words, base, page_bytes, memory: Memory::Own { map } })
+    }
+
+    /// `pages` pages of zeros that processes of the same user on this host can open with [`crate::Remote::open`]. All of
+    /// the memory is taken from the system now, so that no later write can find it exhausted. It goes back when the last
+    /// process that has it is gone, however that ends.
+    ///
+    /// # Errors
+    /// If the system has no room for them.
+    ///
+    /// # Panics
+    /// As [`Arena::new`].
+    pub fn shared(page_bytes: usize, pages: u32, epoch: u32) -> std::io::Result<Self> {
+        bytes_of(page_bytes, pages)?;
+        let mut shared = Shared::create(page_bytes, pages, epoch)?;
+        let (words, base) = shared.parts();
+        Ok(Self { words, base, page_bytes, memory: Memory::Shared(shared) })
+    }
+
+    /// Where and as what a peer opens this arena; `None` if it is not shared.
+    #[must_use]
+    pub fn identity(&self) -> Option<&crate::Identity> {
+        match &self.memory {
+            Memory::Own { .. } => None,
+            Memory::Shared(shared) => Some(shared.identity()),
+        }
     }
 
     /// Bytes of each page.
@@ -75,7 +125,7 @@ impl Arena {
     /// How many pages there are.
     #[must_use]
     pub fn pages(&self) -> u32 {
-        self.guards.len() as u32
+        self.words.get().len() as u32
     }
 
     /// To read a page.
@@ -87,14 +137,14 @@ impl Arena {
     /// If there is no such page.
     #[inline]
     pub fn read(&self, page: u32) -> Result<PageRef<'_>, Busy> {
-        let guard = &self.guards[page as usize];
-        guard
-            .fetch_update(Ordering::Acquire, Ordering::Relaxed, |held| (held < WRITING - 1).then(|| held + 1))
-            .map_err(|_| Busy { page })?;
-        // SAFETY: the guard counts a reader, so that no `PageMut` of this page is made while the reference lives; the
+        let word = &self.words.get()[page as usize];
+        if !word.read() {
+            return Err(Busy { page });
+        }
+        // SAFETY: the word counts a reader, so that no `PageMut` of this page is made while the reference lives; the
         // range lies within the mapping, which lives as long as `self`.
         let bytes = unsafe { std::slice::from_raw_parts(self.at(page), self.page_bytes) };
-        Ok(PageRef { bytes, guard })
+        Ok(PageRef { bytes, word })
     }
 
     /// To write a page.
@@ -106,25 +156,142 @@ impl Arena {
     /// If there is no such page.
     #[inline]
     pub fn write(&self, page: u32) -> Result<PageMut<'_>, Busy> {
-        let guard = &self.guards[page as usize];
-        guard
-            .compare_exchange(0, WRITING, Ordering::Acquire, Ordering::Relaxed)
-            .map_err(|_| Busy { page })?;
-        // SAFETY: the guard excludes every other reference to this page until the result is dropped.
+        let word = &self.words.get()[page as usize];
+        if !word.write() {
+            return Err(Busy { page });
+        }
+        // SAFETY: the word excludes every other reference to this page until the result is dropped.
         let bytes = unsafe { std::slice::from_raw_parts_mut(self.at(page), self.page_bytes) };
-        Ok(PageMut { bytes, guard })
+        Ok(PageMut { bytes, word })
+    }
+
+    /// Leases pages for a generation: all of them or none.
+    ///
+    /// # Errors
+    /// If one of them is leased already, or is being read or written.
+    ///
+    /// # Panics
+    /// If there is no such page, or `generation` is 0.
+    pub fn grant(&self, pages: &[u32], generation: u32) -> Result<(), Busy> {
+        let words = self.words.get();
+        for (count, page) in pages.iter().enumerate() {
+            if !words[*page as usize].grant(generation) {
+                // Nobody knows of the lease yet, so no write of it has begun.
+                for page in &pages[..count] {
+                    words[*page as usize].revoke(generation);
+                }
+                return Err(Busy { page: *page });
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the lease of pages for a generation, and waits until `deadline` for the writes that have begun. Pages that
+    /// are not leased for it are left alone. After `Ok` no write of the lease can land any more.
+    ///
+    /// # Errors
+    /// If a write still goes on; to be called again. The lease has ended all the same.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    pub fn revoke(&self, pages: &[u32], generation: u32, deadline: Instant) -> Result<(), Writing> {
+        let words = self.words.get();
+        for page in pages {
+            words[*page as usize].revoke(generation);
+        }
+        pages.iter().try_for_each(|page| self.quiet(*page, deadline))
+    }
+
+    /// To write a page on behalf of a peer, from within this process.
+    ///
+    /// # Errors
+    /// [`Denied`].
+    ///
+    /// # Panics
+    /// If there is no such page.
+    #[inline]
+    pub fn write_leased(&self, page: u32, generation: u32) -> Result<LeasedMut<'_>, Denied> {
+        let word = &self.words.get()[page as usize];
+        word.enter(generation, 0)?;
+        // SAFETY: the word excludes every other reference to this page until the result is dropped.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(self.at(page), self.page_bytes) };
+        Ok(LeasedMut::new(bytes, word, generation))
+    }
+
+    /// The generation for which a page is leased; 0 for none.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    #[must_use]
+    pub fn leased(&self, page: u32) -> u32 {
+        self.words.get()[page as usize].generation()
+    }
+
+    /// Waits until no outside writer is at work in a page whose lease has ended.
+    fn quiet(&self, page: u32, deadline: Instant) -> Result<(), Writing> {
+        let word = &self.words.get()[page as usize];
+        let mut polls = 0_u32;
+        while let Some(slot) = word.outside() {
+            polls += 1;
+            if polls < 64 {
+                std::thread::yield_now();
+                continue;
+            }
+            // A page is copied in well under a millisecond: this writer was stopped, or is gone.
+            if let Memory::Shared(shared) = &self.memory
+                && slot > 0
+                && shared.if_gone(slot, || {
+                    word.bury(slot);
+                })
+            {
+                continue;
+            }
+            if Instant::now() >= deadline {
+                return Err(Writing { page });
+            }
+            std::thread::park_timeout(REAP_PAUSE);
+        }
+        Ok(())
     }
 
     fn at(&self, page: u32) -> *mut u8 {
-        debug_assert!((page as usize + 1) * self.page_bytes <= self.memory.len(), "a page within the memory");
-        // SAFETY: `page` is below the number of guards, which the mapping has room for.
+        debug_assert!(page < self.pages(), "a page within the memory");
+        // SAFETY: `page` is below the number of words, which the mapping has room for.
         unsafe { self.base.add(page as usize * self.page_bytes) }
+    }
+}
+
+/// Bytes of all pages.
+fn bytes_of(page_bytes: usize, pages: u32) -> std::io::Result<usize> {
+    assert!(page_bytes > 0 && page_bytes.is_multiple_of(64), "pages of {page_bytes} bytes");
+    Ok(page_bytes.checked_mul(pages as usize).ok_or(std::io::ErrorKind::OutOfMemory)?)
+}
+
+impl<'a> LeasedMut<'a> {
+    /// The caller has entered `word`.
+    pub(crate) fn new(bytes: &'a mut [u8], word: &'a PageWord, generation: u32) -> Self {
+        Self { bytes, word, generation }
+    }
+
+    /// Ends the write. False if the lease was revoked while it went on: what was written counts for nothing.
+    #[must_use]
+    pub fn finish(self) -> bool {
+        let this = std::mem::ManuallyDrop::new(self);
+        this.word.leave(this.generation)
     }
 }
 
 impl fmt::Debug for Arena {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Arena").field("pages", &self.pages()).field("page_bytes", &self.page_bytes).finish()
+        let bytes = match &self.memory {
+            Memory::Own { map } => map.len(),
+            Memory::Shared(shared) => shared.bytes(),
+        };
+        f.debug_struct("Arena")
+            .field("pages", &self.pages())
+            .field("page_bytes", &self.page_bytes)
+            .field("bytes", &bytes)
+            .finish()
     }
 }
 
@@ -148,15 +315,34 @@ impl DerefMut for PageMut<'_> {
     }
 }
 
+impl Deref for LeasedMut<'_> {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.bytes
+    }
+}
+
+impl DerefMut for LeasedMut<'_> {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.bytes
+    }
+}
+
 impl Drop for PageRef<'_> {
     fn drop(&mut self) {
-        self.guard.fetch_sub(1, Ordering::Release);
+        self.word.unread();
     }
 }
 
 impl Drop for PageMut<'_> {
     fn drop(&mut self) {
-        self.guard.store(0, Ordering::Release);
+        self.word.unwrite();
+    }
+}
+
+impl Drop for LeasedMut<'_> {
+    fn drop(&mut self) {
+        self.word.leave(self.generation);
     }
 }
 
@@ -171,3 +357,12 @@ impl fmt::Debug for PageMut<'_> {
         f.debug_struct("PageMut").finish_non_exhaustive()
     }
 }
+
+impl fmt::Debug for LeasedMut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeasedMut").field("generation", &self.generation).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,18 @@
-//! What threads of pd share. The only home of lock-free code; no async runtime in its tree.
+//! What threads of pd share, and processes of one host. The only home of lock-free code; no async runtime in its tree.
 
+#[cfg(not(loom))]
 pub mod arena;
+pub mod gate;
+pub mod inbox;
+#[cfg(not(loom))]
+pub mod shared;
+mod shim;
+pub mod word;
 
-pub use arena::{Arena, Busy, PageMut, PageRef};
+#[cfg(not(loom))]
+pub use arena::{Arena, Busy, LeasedMut, PageMut, PageRef, Writing};
+pub use gate::{Gate, Pass};
+pub use inbox::{Closed, Inbox, Received, Refused};
+#[cfg(not(loom))]
+pub use shared::{Identity, OpenError, Remote};
+pub use word::Denied;
