@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
 use pd_core::config::Mode;
-use pd_core::event::{Finish, Miss, MissReason, Served};
+use pd_core::event::{Failure, Finish, Miss, MissReason, Served};
 use pd_core::id::{PageKey, RequestId, Token};
 use pd_core::key::Namespace;
 use tokio::sync::{mpsc, watch};
@@ -28,6 +28,7 @@ pub struct Mock {
     answers: Option<Box<Answers>>,
     state: Mutex<State>,
     cancels: watch::Sender<Vec<RequestId>>,
+    submissions: watch::Sender<usize>,
 }
 
 #[derive(Debug)]
@@ -63,7 +64,7 @@ impl Mock {
             keys: BTreeSet::new(),
             hits: 0,
         };
-        Self { info, answers: None, state: Mutex::new(state), cancels: watch::channel(Vec::new()).0 }
+        Self { info, answers: None, state: Mutex::new(state), cancels: watch::channel(Vec::new()).0, submissions: watch::channel(0).0 }
     }
 
     /// The facts of a small model with pages of 4 tokens and a context of 512.
@@ -115,6 +116,13 @@ impl Mock {
         }
     }
 
+    /// Fails what was held, as if its peer were lost.
+    pub fn fail(&self) {
+        for (_, sender) in std::mem::take(&mut self.lock().held).into_values() {
+            send(&sender, JobEvent::Finished { reason: Finish::Failed(Failure::Peer) });
+        }
+    }
+
     /// Refuses the next job.
     pub fn refuse(&self, refused: Refused) {
         self.lock().refusal = Some(refused);
@@ -141,6 +149,12 @@ impl Mock {
     #[must_use]
     pub fn cancels(&self) -> watch::Receiver<Vec<RequestId>> {
         self.cancels.subscribe()
+    }
+
+    /// The number of jobs so far, to be waited for.
+    #[must_use]
+    pub fn submissions(&self) -> watch::Receiver<usize> {
+        self.submissions.subscribe()
     }
 
     fn answer(&self, state: &mut State, job: &Job, sender: &mpsc::Sender<JobEvent>) {
@@ -230,6 +244,7 @@ impl Backend for Mock {
         } else {
             self.answer(&mut state, &job, &sender);
         }
+        self.submissions.send_replace(state.jobs.len());
         Ok(receiver)
     }
 

@@ -89,6 +89,23 @@ impl Server {
         self.post_text(path, &body.to_string()).await
     }
 
+    /// The text of an answer, for a task of its own.
+    pub(super) fn app_post(&self, path: &str, body: Value) -> impl Future<Output = String> + Send + use<> {
+        let request = Request::post(path).body(Body::from(body.to_string())).unwrap();
+        let app = self.app();
+        async move {
+            let bytes = app.oneshot(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+            String::from_utf8(bytes.to_vec()).unwrap()
+        }
+    }
+
+    /// Waits until the worker has this many jobs.
+    pub(super) async fn submitted(&self, count: usize) {
+        let mut jobs = self.mock.submissions();
+        let wait = jobs.wait_for(|&jobs| jobs >= count);
+        tokio::time::timeout(std::time::Duration::from_secs(20), wait).await.unwrap().unwrap();
+    }
+
     pub(super) async fn post_text(&self, path: &str, body: &str) -> Answer {
         let request = Request::post(path).header("content-type", "application/json");
         self.send(request.body(Body::from(body.to_owned())).unwrap()).await
