@@ -3,3 +3,5 @@
 
 pub mod store;
 pub mod wire;
+pub mod http;
+pub mod text;
