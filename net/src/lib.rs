@@ -1,7 +1,8 @@
 //! What pd says to the world: HTTP, peers, disks.
 #![forbid(unsafe_code)]
 
-pub mod store;
-pub mod wire;
+pub mod ctrl;
 pub mod http;
+pub mod store;
 pub mod text;
+pub mod wire;

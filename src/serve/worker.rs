@@ -76,7 +76,8 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
     };
     let storage = match &options.hicache_storage_dir {
         Some(dir) => {
-            let settings = StoreConfig { bytes_max: storage_bytes, ..StoreConfig::new(dir) };
+            let mut settings = StoreConfig::new(dir);
+            settings.bytes_max = Some(storage_bytes);
             let (store, report) = Store::open(settings).map_err(|error| error.to_string())?;
             choices.push(("L3 holds", report.to_string()));
             let answers = inbox.clone();

@@ -167,17 +167,16 @@ impl Ctrl {
             format!("{host}:{port}")
         };
         let mut found = self.look_after(&address);
-        let wait = found.wait_for(|found| matches!(found, Found::Worker(_)));
-        let last = match timeout(self.0.config.lookup_timeout, wait).await {
-            Ok(Ok(found)) => match &*found {
-                Found::Worker(worker) => return Ok(*worker),
-                Found::Looking(why) => why.clone(),
-            },
-            Ok(Err(_)) => "this worker is stopping".to_owned(),
-            Err(_) => match &*found.borrow() {
-                Found::Looking(why) => why.clone(),
-                Found::Worker(worker) => return Ok(*worker),
-            },
+        let wait = async { found.wait_for(|found| matches!(found, Found::Worker(_))).await.map(|found| found.clone()) };
+        let is_closed = match timeout(self.0.config.lookup_timeout, wait).await {
+            Ok(Ok(Found::Worker(worker))) => return Ok(worker),
+            Ok(Ok(Found::Looking(_))) | Err(_) => false,
+            Ok(Err(_)) => true,
+        };
+        let last = match &*found.borrow() {
+            Found::Worker(worker) => return Ok(*worker),
+            Found::Looking(_) if is_closed => "this worker is stopping".to_owned(),
+            Found::Looking(why) => why.clone(),
         };
         Err(format!(
             "no prefill worker at bootstrap address {address} within {} s: {last}",
