@@ -9,7 +9,7 @@ use pd_core::op::Fault;
 use super::file::{BLOCK, Buffer, blocks_of, is_aligned};
 use super::format::{ENTRY, Entry, HEAD, Head, Kind, LARGE, SegmentHead, SegmentId, TOKENS_MAX, layout, start_of};
 use super::log::{Active, Range};
-use super::{Record, Shared, lock, owners, reclaim};
+use super::{Record, Shared, lock, owners, reclaim, upkeep};
 
 /// The end of this process's log.
 #[derive(Debug, Default)]
@@ -31,7 +31,7 @@ struct LogHead {
 /// A record to append.
 #[derive(Debug)]
 pub(super) struct Item<'a> {
-    /// Its place is filled in when it has one.
+    /// Its place and its checksum are filled in when it is written.
     pub(super) head: Head,
     pub(super) tokens: &'a [pd_core::id::Token],
     pub(super) payload: &'a [u8],
@@ -78,6 +78,12 @@ impl Log {
         lock(&self.retired).extract_if(.., |segment| segment.is_quiet()).collect()
     }
 
+    /// Records written to the segment in use.
+    #[cfg(test)]
+    pub(super) fn written(&self) -> usize {
+        lock(&self.head).active.as_ref().map_or(0, |active| active.entries())
+    }
+
     /// Stops writing to the segment in use, if there is one.
     pub(super) fn retire(&self) {
         let active = lock(&self.head).active.take();
@@ -91,8 +97,16 @@ impl Log {
                 head.active = Some(active);
                 return Ok(range);
             }
-            lock(&self.retired).push(active);
+            let waiting = {
+                let mut retired = lock(&self.retired);
+                retired.push(active);
+                retired.len()
+            };
             shared.upkeep.wake();
+            if waiting > RETIRED_MAX {
+                // Whoever opens the store after a crash would have to read all of them.
+                upkeep::seal(shared);
+            }
         }
         // A number whose segment could not be made is not tried again: a part of it may be there.
         let number = head.number;
@@ -133,7 +147,6 @@ pub(super) fn write(shared: &Shared, records: &[Record<'_>]) -> Vec<Result<(), F
                 root,
                 key,
                 parent,
-                payload_crc: crc32c::crc32c(bytes),
                 ..blank(page.tokens.len(), bytes.len())
             },
             tokens: page.tokens,
@@ -154,7 +167,7 @@ pub(super) fn note(shared: &Shared, entries: &[Entry], is_durable: bool) -> Resu
     for entries in entries.chunks(NOTES_MAX) {
         let mut payload = vec![0; entries.len() * ENTRY];
         Entry::encode_all(entries, &mut payload);
-        let head = Head { kind: Kind::Notes, payload_crc: crc32c::crc32c(&payload), ..blank(0, payload.len()) };
+        let head = blank(0, payload.len());
         let mut items = [Item { head, tokens: &[], payload: &payload, notes: entries }];
         append(shared, &mut items, Purpose::Serve, is_durable).into_iter().collect::<Result<(), Fault>>()?;
     }
@@ -192,14 +205,21 @@ pub(super) fn append(
     let batch_bytes = BATCH_BYTES.min(shared.config.segment_bytes / 4);
     let mut results = Vec::with_capacity(items.len());
     let mut written: Vec<(Range, std::ops::Range<usize>)> = Vec::new();
-    let mut from = 0;
+    let (mut from, (mut to, mut bytes)) = (0, batch(items, 0, batch_bytes));
+    sum(&mut items[..to]);
     while from < items.len() {
-        let (mut to, mut bytes) = (from, 0);
-        while to < items.len() && (to == from || bytes + u64::from(items[to].head.length) <= batch_bytes) {
-            bytes = start_of(bytes, items[to].payload.len()) + u64::from(items[to].head.length);
-            to += 1;
-        }
-        let result = write_batch(shared, &mut items[from..to], blocks_of(bytes), purpose);
+        let (next, next_bytes) = batch(items, to, batch_bytes);
+        let (now, later) = items[from..next].split_at_mut(to - from);
+        let result = if next_bytes < SUM_BYTES {
+            sum(later);
+            write_batch(shared, now, blocks_of(bytes), purpose)
+        } else {
+            // A disk at work leaves a core free.
+            std::thread::scope(|scope| {
+                scope.spawn(|| sum(later));
+                write_batch(shared, now, blocks_of(bytes), purpose)
+            })
+        };
         results.extend(std::iter::repeat_n(result.as_ref().map(drop).map_err(|fault| *fault), to - from));
         if let Ok(range) = result {
             // A segment is not kept from being sealed, and making way, longer than it is written to.
@@ -208,10 +228,27 @@ pub(super) fn append(
             }
             written.push((range, from..to));
         }
-        from = to;
+        (from, to, bytes) = (to, next, next_bytes);
     }
     finish(shared, items, written, is_durable, &mut results);
     results
+}
+
+/// Where the batch that starts with item `from` ends, and its bytes on the disk.
+fn batch(items: &[Item<'_>], from: usize, bytes_max: u64) -> (usize, u64) {
+    let (mut to, mut bytes) = (from, 0);
+    while to < items.len() && (to == from || bytes + u64::from(items[to].head.length) <= bytes_max) {
+        bytes = start_of(bytes, items[to].payload.len()) + u64::from(items[to].head.length);
+        to += 1;
+    }
+    (to, bytes)
+}
+
+/// Computes the checksums of payloads.
+fn sum(items: &mut [Item<'_>]) {
+    for item in items {
+        item.head.payload_crc = crc32c::crc32c(item.payload);
+    }
 }
 
 /// Makes batches of one segment durable and tells the index.
@@ -351,6 +388,8 @@ fn open_segment(shared: &Shared, number: u32, purpose: Purpose) -> Result<Arc<Ac
     let head = SegmentHead { id, nonce: owners::random() };
     let file = Active::create(dir, head, capacity, shared.is_direct, shared.config.faults.clone())
         .map_err(|error| shared.fault("create a segment", &error))?;
+    // Its number is taken from here on.
+    lock(&shared.owners).publish(number, BLOCK as u64);
     let file = Arc::new(file);
     shared.files.put(id, Arc::clone(&file));
     let slot = shared.index_mut().add_segment(id, head.nonce, capacity, false, true);
@@ -362,6 +401,12 @@ pub(super) const PAYLOAD_MAX: usize = 1 << 30;
 
 /// Bytes written at once: enough to keep a disk busy, few enough to fit small segments.
 const BATCH_BYTES: u64 = 8 << 20;
+
+/// Segments that may wait for their end.
+const RETIRED_MAX: usize = 4;
+
+/// Checksums of fewer bytes are not worth a thread.
+const SUM_BYTES: u64 = 2 << 20;
 
 /// Entries of one record of notes.
 const NOTES_MAX: usize = 1024;

@@ -144,7 +144,13 @@ pub(super) fn open(mut config: StoreConfig) -> Result<(Shared, OpenReport), Stor
     // Again: whoever held a lock until now may have gone on.
     let segments = list(&dir).map_err(|error| StoreError::io("list", &dir, error))?;
     remove_leftovers(&dir, &owners);
-    let number = segments.iter().filter(|id| id.writer == owners.own()).map(|id| id.number + 1).max().unwrap_or(0);
+    let number = segments
+        .iter()
+        .filter(|id| id.writer == owners.own())
+        .map(|id| id.number + 1)
+        .max()
+        .unwrap_or(0)
+        .max(owners.next_number());
     let (snapshot, snapshot_refused) = snapshot::load(&dir, is_direct, &config);
     let shared = Shared {
         is_direct,

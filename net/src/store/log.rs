@@ -87,8 +87,8 @@ impl Active {
             file.set_len(capacity)?;
             let mut block = Buffer::new(BLOCK);
             head.encode(block.bytes_mut());
+            // Durable with the first records.
             file.write(&mut [IoSlice::new(block.bytes())], 0)?;
-            file.sync()?;
             super::file::sync_dir(dir)
         };
         if let Err(error) = prepare() {
@@ -209,6 +209,11 @@ impl Active {
     pub(super) fn is_quiet(&self) -> bool {
         let state = self.lock();
         state.holders == 0 && !state.is_syncing
+    }
+
+    #[cfg(test)]
+    pub(super) fn entries(&self) -> usize {
+        self.lock().entries.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
