@@ -1,5 +1,6 @@
 //! Writing: what a batch looks like on the disk, where it goes, and when it counts.
 
+use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::sync::{Arc, Mutex};
 
@@ -121,10 +122,14 @@ impl Log {
 /// Writes pages and returns when they are durable; see [`super::Store::write`].
 pub(super) fn write(shared: &Shared, records: &[Record<'_>]) -> Vec<Result<(), Fault>> {
     let mut results = vec![Ok(()); records.len()];
+    let mut first: BTreeMap<PageKey, usize> = BTreeMap::new();
     let is_new = |record: &Record<'_>, index: &super::Index| !index.is_readable(record.page.key, record.page.root);
     let new: Vec<usize> = {
         let index = shared.index();
-        (0..records.len()).filter(|at| is_new(&records[*at], &index)).collect()
+        // Once each: of two records of a page one would stay behind, dead, on the disk.
+        (0..records.len())
+            .filter(|at| is_new(&records[*at], &index) && *first.entry(records[*at].page.key).or_insert(*at) == *at)
+            .collect()
     };
     if new.is_empty() {
         return results;
@@ -158,6 +163,9 @@ pub(super) fn write(shared: &Shared, records: &[Record<'_>]) -> Vec<Result<(), F
     let written = append(shared, &mut items, Purpose::Serve, true);
     for (at, result) in of_items.into_iter().zip(written) {
         results[at] = result;
+    }
+    for (at, record) in records.iter().enumerate() {
+        results[at] = first.get(&record.page.key).map_or(Ok(()), |first| results[*first]);
     }
     results
 }
@@ -261,7 +269,8 @@ fn finish(
 ) {
     let Some((first, _)) = written.first() else { return };
     let segment = &first.segment;
-    let result = if is_durable { sync(shared, segment) } else { Ok(()) };
+    let wanted = written.iter().map(|(range, _)| range.sync).max().unwrap_or_default();
+    let result = if is_durable { sync(shared, segment, wanted) } else { Ok(()) };
     if result.is_err() {
         written.iter().for_each(|(_, range)| results[range.clone()].fill(result));
         return;
@@ -286,7 +295,7 @@ fn write_batch(shared: &Shared, items: &mut [Item<'_>], bytes: u64, purpose: Pur
     if !Active::fits(shared.config.segment_bytes, bytes, entries) {
         return Err(Fault::Full);
     }
-    let range = shared.log.reserve(shared, bytes, entries, purpose)?;
+    let mut range = shared.log.reserve(shared, bytes, entries, purpose)?;
     let is_direct = range.segment.file.is_direct();
     let (mut at, mut parts, mut buffered) = (0_u64, Vec::with_capacity(items.len() * 2 + 1), 0_usize);
     for (number, item) in items.iter_mut().enumerate() {
@@ -334,7 +343,7 @@ fn write_batch(shared: &Shared, items: &mut [Item<'_>], bytes: u64, purpose: Pur
             Kind::Notes => said.extend_from_slice(item.notes),
         }
     }
-    range.segment.written(range.at, &result, &said);
+    range.sync = range.segment.written(range.at, &result, &said);
     shared.buffers.give(buffer);
     result.map(|()| range).map_err(|error| shared.fault("write pages", &error))
 }
@@ -366,8 +375,8 @@ fn fill(buffer: &mut Buffer, items: &[Item<'_>], parts: &[Part], base: u64) {
 }
 
 /// Makes a segment durable and tells other processes.
-fn sync(shared: &Shared, segment: &Active) -> Result<(), Fault> {
-    match segment.sync(shared.config.group_commit) {
+fn sync(shared: &Shared, segment: &Active, wanted: u64) -> Result<(), Fault> {
+    match segment.sync(wanted, shared.config.group_commit) {
         Ok(None) => Ok(()),
         Ok(Some(frontier)) => {
             shared.stats().syncs += 1;

@@ -178,7 +178,7 @@ impl Run {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_was_acknowledged_is_found_unless_its_bytes_were_damaged(steps in steps(), harms in harms()) {
@@ -191,6 +191,8 @@ proptest! {
             let wanted = if run.held.contains_key(&number) { Ok(()) } else { Err(Fault::Missing) };
             prop_assert_eq!(page.read(run.store()), wanted, "page {} without a crash", number);
         }
+        // Nothing moves from here on.
+        run.store().settle();
         let places: BTreeMap<u64, (String, u64, u64)> = run
             .held
             .keys()
