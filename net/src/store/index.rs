@@ -3,7 +3,6 @@
 //! Takes what logs say entry by entry and in any order: of two records of a key the one of the larger *version* counts,
 //! and a record that moved keeps its version, so that whoever reads a log twice, or two logs in another order, ends with
 //! the same index. Versions and uses are counters that each process continues behind the largest it has seen.
-//!
 //! ```text
 //!   recency    44 bits count of uses | 20 bits (all ones minus the pages between this one and the one last used)
 //! ```
@@ -399,7 +398,6 @@ impl Index {
     pub(super) fn root(&self, number: u16) -> PageKey {
         self.roots[usize::from(number)]
     }
-
     pub(super) fn roots(&self) -> &[PageKey] {
         &self.roots
     }
@@ -427,7 +425,6 @@ impl Index {
     pub(super) fn positions(&self) -> usize {
         self.places.len()
     }
-
     /// Pages held.
     pub(super) fn count(&self) -> u64 {
         u64::from(self.table.count())
