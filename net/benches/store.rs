@@ -65,7 +65,7 @@ struct Memory(Vec<u8>, usize, usize);
 
 impl Memory {
     fn new(bytes: usize) -> Self {
-        let mut memory: Vec<u8> = (0..bytes + 4096).map(|at| (at * 31 >> 3) as u8).collect();
+        let mut memory: Vec<u8> = (0..bytes + 4096).map(|at| ((at * 31) >> 3) as u8).collect();
         let start = memory.as_mut_ptr().align_offset(4096);
         Self(memory, start, bytes)
     }
@@ -92,7 +92,7 @@ fn plain_rates(path: &Path, page_bytes: usize, total: usize) -> Outcome<[f64; 3]
     for (number, at) in (0..total).step_by(page_bytes).enumerate() {
         let from = number * page_bytes % SYNC;
         file.write_all_at(&memory.bytes()[from..from + page_bytes], at as u64)?;
-        if (at + page_bytes) % SYNC == 0 {
+        if (at + page_bytes).is_multiple_of(SYNC) {
             file.sync_data()?;
         }
     }

@@ -1,5 +1,6 @@
 //! Writing: what a batch looks like on the disk, where it goes, and when it counts.
 
+use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::sync::{Arc, Mutex};
 
@@ -9,7 +10,7 @@ use pd_core::op::Fault;
 use super::file::{BLOCK, Buffer, blocks_of, is_aligned};
 use super::format::{ENTRY, Entry, HEAD, Head, Kind, LARGE, SegmentHead, SegmentId, TOKENS_MAX, layout, start_of};
 use super::log::{Active, Range};
-use super::{Record, Shared, lock, owners, reclaim};
+use super::{Record, Shared, lock, owners, reclaim, upkeep};
 
 /// The end of this process's log.
 #[derive(Debug, Default)]
@@ -31,7 +32,7 @@ struct LogHead {
 /// A record to append.
 #[derive(Debug)]
 pub(super) struct Item<'a> {
-    /// Its place is filled in when it has one.
+    /// Its place and its checksum are filled in when it is written.
     pub(super) head: Head,
     pub(super) tokens: &'a [pd_core::id::Token],
     pub(super) payload: &'a [u8],
@@ -78,6 +79,12 @@ impl Log {
         lock(&self.retired).extract_if(.., |segment| segment.is_quiet()).collect()
     }
 
+    /// Records written to the segment in use.
+    #[cfg(test)]
+    pub(super) fn written(&self) -> usize {
+        lock(&self.head).active.as_ref().map_or(0, |active| active.entries())
+    }
+
     /// Stops writing to the segment in use, if there is one.
     pub(super) fn retire(&self) {
         let active = lock(&self.head).active.take();
@@ -91,8 +98,16 @@ impl Log {
                 head.active = Some(active);
                 return Ok(range);
             }
-            lock(&self.retired).push(active);
+            let waiting = {
+                let mut retired = lock(&self.retired);
+                retired.push(active);
+                retired.len()
+            };
             shared.upkeep.wake();
+            if waiting > RETIRED_MAX {
+                // Whoever opens the store after a crash would have to read all of them.
+                upkeep::seal(shared);
+            }
         }
         // A number whose segment could not be made is not tried again: a part of it may be there.
         let number = head.number;
@@ -107,10 +122,14 @@ impl Log {
 /// Writes pages and returns when they are durable; see [`super::Store::write`].
 pub(super) fn write(shared: &Shared, records: &[Record<'_>]) -> Vec<Result<(), Fault>> {
     let mut results = vec![Ok(()); records.len()];
+    let mut first: BTreeMap<PageKey, usize> = BTreeMap::new();
     let is_new = |record: &Record<'_>, index: &super::Index| !index.is_readable(record.page.key, record.page.root);
     let new: Vec<usize> = {
         let index = shared.index();
-        (0..records.len()).filter(|at| is_new(&records[*at], &index)).collect()
+        // Once each: of two records of a page one would stay behind, dead, on the disk.
+        (0..records.len())
+            .filter(|at| is_new(&records[*at], &index) && *first.entry(records[*at].page.key).or_insert(*at) == *at)
+            .collect()
     };
     if new.is_empty() {
         return results;
@@ -133,7 +152,6 @@ pub(super) fn write(shared: &Shared, records: &[Record<'_>]) -> Vec<Result<(), F
                 root,
                 key,
                 parent,
-                payload_crc: crc32c::crc32c(bytes),
                 ..blank(page.tokens.len(), bytes.len())
             },
             tokens: page.tokens,
@@ -146,6 +164,9 @@ pub(super) fn write(shared: &Shared, records: &[Record<'_>]) -> Vec<Result<(), F
     for (at, result) in of_items.into_iter().zip(written) {
         results[at] = result;
     }
+    for (at, record) in records.iter().enumerate() {
+        results[at] = first.get(&record.page.key).map_or(Ok(()), |first| results[*first]);
+    }
     results
 }
 
@@ -154,7 +175,7 @@ pub(super) fn note(shared: &Shared, entries: &[Entry], is_durable: bool) -> Resu
     for entries in entries.chunks(NOTES_MAX) {
         let mut payload = vec![0; entries.len() * ENTRY];
         Entry::encode_all(entries, &mut payload);
-        let head = Head { kind: Kind::Notes, payload_crc: crc32c::crc32c(&payload), ..blank(0, payload.len()) };
+        let head = blank(0, payload.len());
         let mut items = [Item { head, tokens: &[], payload: &payload, notes: entries }];
         append(shared, &mut items, Purpose::Serve, is_durable).into_iter().collect::<Result<(), Fault>>()?;
     }
@@ -192,14 +213,21 @@ pub(super) fn append(
     let batch_bytes = BATCH_BYTES.min(shared.config.segment_bytes / 4);
     let mut results = Vec::with_capacity(items.len());
     let mut written: Vec<(Range, std::ops::Range<usize>)> = Vec::new();
-    let mut from = 0;
+    let (mut from, (mut to, mut bytes)) = (0, batch(items, 0, batch_bytes));
+    sum(&mut items[..to]);
     while from < items.len() {
-        let (mut to, mut bytes) = (from, 0);
-        while to < items.len() && (to == from || bytes + u64::from(items[to].head.length) <= batch_bytes) {
-            bytes = start_of(bytes, items[to].payload.len()) + u64::from(items[to].head.length);
-            to += 1;
-        }
-        let result = write_batch(shared, &mut items[from..to], blocks_of(bytes), purpose);
+        let (next, next_bytes) = batch(items, to, batch_bytes);
+        let (now, later) = items[from..next].split_at_mut(to - from);
+        let result = if next_bytes < SUM_BYTES {
+            sum(later);
+            write_batch(shared, now, blocks_of(bytes), purpose)
+        } else {
+            // A disk at work leaves a core free.
+            std::thread::scope(|scope| {
+                scope.spawn(|| sum(later));
+                write_batch(shared, now, blocks_of(bytes), purpose)
+            })
+        };
         results.extend(std::iter::repeat_n(result.as_ref().map(drop).map_err(|fault| *fault), to - from));
         if let Ok(range) = result {
             // A segment is not kept from being sealed, and making way, longer than it is written to.
@@ -208,10 +236,27 @@ pub(super) fn append(
             }
             written.push((range, from..to));
         }
-        from = to;
+        (from, to, bytes) = (to, next, next_bytes);
     }
     finish(shared, items, written, is_durable, &mut results);
     results
+}
+
+/// Where the batch that starts with item `from` ends, and its bytes on the disk.
+fn batch(items: &[Item<'_>], from: usize, bytes_max: u64) -> (usize, u64) {
+    let (mut to, mut bytes) = (from, 0);
+    while to < items.len() && (to == from || bytes + u64::from(items[to].head.length) <= bytes_max) {
+        bytes = start_of(bytes, items[to].payload.len()) + u64::from(items[to].head.length);
+        to += 1;
+    }
+    (to, bytes)
+}
+
+/// Computes the checksums of payloads.
+fn sum(items: &mut [Item<'_>]) {
+    for item in items {
+        item.head.payload_crc = crc32c::crc32c(item.payload);
+    }
 }
 
 /// Makes batches of one segment durable and tells the index.
@@ -224,7 +269,8 @@ fn finish(
 ) {
     let Some((first, _)) = written.first() else { return };
     let segment = &first.segment;
-    let result = if is_durable { sync(shared, segment) } else { Ok(()) };
+    let wanted = written.iter().map(|(range, _)| range.sync).max().unwrap_or_default();
+    let result = if is_durable { sync(shared, segment, wanted) } else { Ok(()) };
     if result.is_err() {
         written.iter().for_each(|(_, range)| results[range.clone()].fill(result));
         return;
@@ -249,7 +295,7 @@ fn write_batch(shared: &Shared, items: &mut [Item<'_>], bytes: u64, purpose: Pur
     if !Active::fits(shared.config.segment_bytes, bytes, entries) {
         return Err(Fault::Full);
     }
-    let range = shared.log.reserve(shared, bytes, entries, purpose)?;
+    let mut range = shared.log.reserve(shared, bytes, entries, purpose)?;
     let is_direct = range.segment.file.is_direct();
     let (mut at, mut parts, mut buffered) = (0_u64, Vec::with_capacity(items.len() * 2 + 1), 0_usize);
     for (number, item) in items.iter_mut().enumerate() {
@@ -297,7 +343,7 @@ fn write_batch(shared: &Shared, items: &mut [Item<'_>], bytes: u64, purpose: Pur
             Kind::Notes => said.extend_from_slice(item.notes),
         }
     }
-    range.segment.written(range.at, &result, &said);
+    range.sync = range.segment.written(range.at, &result, &said);
     shared.buffers.give(buffer);
     result.map(|()| range).map_err(|error| shared.fault("write pages", &error))
 }
@@ -329,8 +375,8 @@ fn fill(buffer: &mut Buffer, items: &[Item<'_>], parts: &[Part], base: u64) {
 }
 
 /// Makes a segment durable and tells other processes.
-fn sync(shared: &Shared, segment: &Active) -> Result<(), Fault> {
-    match segment.sync(shared.config.group_commit) {
+fn sync(shared: &Shared, segment: &Active, wanted: u64) -> Result<(), Fault> {
+    match segment.sync(wanted, shared.config.group_commit) {
         Ok(None) => Ok(()),
         Ok(Some(frontier)) => {
             shared.stats().syncs += 1;
@@ -351,6 +397,8 @@ fn open_segment(shared: &Shared, number: u32, purpose: Purpose) -> Result<Arc<Ac
     let head = SegmentHead { id, nonce: owners::random() };
     let file = Active::create(dir, head, capacity, shared.is_direct, shared.config.faults.clone())
         .map_err(|error| shared.fault("create a segment", &error))?;
+    // Its number is taken from here on.
+    lock(&shared.owners).publish(number, BLOCK as u64);
     let file = Arc::new(file);
     shared.files.put(id, Arc::clone(&file));
     let slot = shared.index_mut().add_segment(id, head.nonce, capacity, false, true);
@@ -362,6 +410,12 @@ pub(super) const PAYLOAD_MAX: usize = 1 << 30;
 
 /// Bytes written at once: enough to keep a disk busy, few enough to fit small segments.
 const BATCH_BYTES: u64 = 8 << 20;
+
+/// Segments that may wait for their end.
+const RETIRED_MAX: usize = 4;
+
+/// Checksums of fewer bytes are not worth a thread.
+const SUM_BYTES: u64 = 2 << 20;
 
 /// Entries of one record of notes.
 const NOTES_MAX: usize = 1024;

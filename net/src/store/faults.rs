@@ -16,6 +16,10 @@ pub(super) struct Asked {
     pub(super) read: std::sync::atomic::AtomicI32,
     pub(super) write: std::sync::atomic::AtomicI32,
     pub(super) sync: std::sync::atomic::AtomicI32,
+    /// Syncs begun.
+    pub(super) syncs: std::sync::atomic::AtomicI32,
+    /// No sync ends while somebody holds this.
+    pub(super) gate: std::sync::Mutex<()>,
 }
 
 #[cfg(test)]
@@ -40,6 +44,10 @@ impl Faults {
     }
 
     pub(super) fn on_sync(&self) -> io::Result<()> {
+        if let Some(asked) = &self.asked {
+            asked.syncs.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            drop(super::lock(&asked.gate));
+        }
         self.meet(|asked| &asked.sync)
     }
 }

@@ -49,6 +49,9 @@ pub(super) struct SegmentId {
 }
 
 impl SegmentId {
+    /// No segment: older records of a discarded page may be in any.
+    pub(super) const ANY: Self = Self { writer: u32::MAX, number: u32::MAX };
+
     pub(super) fn name(self) -> String {
         format!("{:08x}-{:08x}.seg", self.writer, self.number)
     }

@@ -3,7 +3,6 @@
 //! Takes what logs say entry by entry and in any order: of two records of a key the one of the larger *version* counts,
 //! and a record that moved keeps its version, so that whoever reads a log twice, or two logs in another order, ends with
 //! the same index. Versions and uses are counters that each process continues behind the largest it has seen.
-//!
 //! ```text
 //!   recency    44 bits count of uses | 20 bits (all ones minus the pages between this one and the one last used)
 //! ```
@@ -13,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pd_core::id::PageKey;
 use pd_core::table::Table;
 
+use super::ScanPage;
 use super::format::{Entry, SegmentId, UNIT};
 
 /// All that is known of a store's pages.
@@ -32,6 +32,8 @@ pub(super) struct Index {
     /// The largest seen.
     version: u64,
     uses: u64,
+    /// Logs are read that a crash may have left with a page in two places.
+    pub(super) is_loading: bool,
     /// Keys in order while somebody lists them.
     listing: Option<Listing>,
 }
@@ -49,6 +51,8 @@ pub(super) struct Place {
     pub(super) root: u16,
     /// A read found it damaged.
     pub(super) is_damaged: bool,
+    /// Another record of the key is on the disk: a discard has to be remembered for longer.
+    pub(super) has_others: bool,
 }
 
 const _: () = assert!(size_of::<Place>() == 48, "a page of the index");
@@ -89,19 +93,6 @@ struct Listing {
     added: BTreeSet<PageKey>,
 }
 
-/// A part of a listing: `keys`, `foreign` and `damaged` add up to what was looked at.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct ScanPage {
-    /// Pages of the namespace in key order, each with its last use as a count of uses.
-    pub keys: Vec<(PageKey, u64)>,
-    /// Pass as `after` to go on; none at the end.
-    pub next: Option<PageKey>,
-    /// Pages of other namespaces, left out.
-    pub foreign: u32,
-    /// Pages that a read found damaged, left out.
-    pub torn: u32,
-}
-
 const NOWHERE: u32 = u32::MAX;
 
 const BEHIND_BITS: u32 = 20;
@@ -120,6 +111,7 @@ impl Index {
             wipes: BTreeMap::new(),
             version: 0,
             uses: 0,
+            is_loading: false,
             listing: None,
         }
     }
@@ -175,7 +167,17 @@ impl Index {
                 }
                 let root = self.root_number(root);
                 let (at, length) = ((at / UNIT) as u32, (u64::from(length) / UNIT) as u32);
-                self.put(Place { key, recency, version, at, length, segment: slot, root, is_damaged: false });
+                self.put(Place {
+                    key,
+                    recency,
+                    version,
+                    at,
+                    length,
+                    segment: slot,
+                    root,
+                    is_damaged: false,
+                    has_others: false,
+                });
             }
             Entry::Discard { key, version, killed } => {
                 self.version = self.version.max(version);
@@ -183,9 +185,9 @@ impl Index {
                     self.remove(key);
                 }
                 // Without the segment nothing is left that could come back.
-                if self.discards.get(&key).is_none_or(|(known, _)| *known < version) {
-                    self.discards.insert(key, (version, killed));
-                }
+                let known = self.discards.entry(key).or_insert((version, killed));
+                let killed = if known.1 == killed { killed } else { SegmentId::ANY };
+                *known = (known.0.max(version), killed);
             }
             Entry::Wipe { root, version } => {
                 self.version = self.version.max(version);
@@ -217,15 +219,22 @@ impl Index {
             Some(at) => {
                 let known = self.places[at as usize];
                 let is_same = known.segment == place.segment && known.at == place.at;
+                // One of the same version that is met later was moved, and goes with its segment; after a crash both
+                // are there.
+                let has_others = known.has_others || !is_same && (known.version != place.version || self.is_loading);
                 if known.version > place.version || known.version == place.version && is_same {
+                    self.places[at as usize].has_others = has_others;
                     return;
                 }
                 self.segments[known.segment as usize].live -= known.bytes();
                 self.segments[place.segment as usize].live += new;
                 let recency = known.recency.max(place.recency);
-                self.places[at as usize] = Place { recency, ..place };
+                self.places[at as usize] = Place { recency, has_others, ..place };
             }
             None => {
+                // What was discarded is still on the disk.
+                let has_others = place.has_others || self.discards.contains_key(&place.key);
+                let place = Place { has_others, ..place };
                 self.segments[place.segment as usize].live += new;
                 if let Some(listing) = &mut self.listing {
                     listing.added.insert(place.key);
@@ -261,8 +270,9 @@ impl Index {
         for &key in keys {
             if let Some(place) = self.remove(key) {
                 self.version += 1;
-                let entry =
-                    Entry::Discard { key, version: self.version, killed: self.segments[place.segment as usize].id };
+                let id = self.segments[place.segment as usize].id;
+                let killed = if place.has_others { SegmentId::ANY } else { id };
+                let entry = Entry::Discard { key, version: self.version, killed };
                 self.apply(0, entry);
                 entries.push(entry);
             }
@@ -388,7 +398,6 @@ impl Index {
     pub(super) fn root(&self, number: u16) -> PageKey {
         self.roots[usize::from(number)]
     }
-
     pub(super) fn roots(&self) -> &[PageKey] {
         &self.roots
     }
@@ -416,7 +425,6 @@ impl Index {
     pub(super) fn positions(&self) -> usize {
         self.places.len()
     }
-
     /// Pages held.
     pub(super) fn count(&self) -> u64 {
         u64::from(self.table.count())
@@ -436,7 +444,7 @@ impl Index {
         match *entry {
             Entry::Page { .. } => false,
             Entry::Discard { key, version, killed } => {
-                self.slots.get(&killed).is_some_and(|slot| *slot != going)
+                (killed == SegmentId::ANY || self.slots.get(&killed).is_some_and(|slot| *slot != going))
                     && self.discards.get(&key).is_some_and(|(known, _)| *known == version)
             }
             Entry::Wipe { root, version } => self.wipes.get(&root) == Some(&version),
@@ -449,7 +457,7 @@ impl Index {
     /// Forgets discards whose victims are gone with their segment.
     pub(super) fn prune(&mut self) {
         let slots = &self.slots;
-        self.discards.retain(|_, (_, killed)| slots.contains_key(killed));
+        self.discards.retain(|_, (_, killed)| *killed == SegmentId::ANY || slots.contains_key(killed));
     }
 
     /// Counters may not fall behind these.
@@ -464,9 +472,10 @@ impl Index {
     }
 
     /// A place from its stored parts.
-    pub(super) fn place_of(key: PageKey, recency: u64, version: u64, units: (u32, u32), at: (u32, u16, bool)) -> Place {
-        let ((start, length), (segment, root, is_damaged)) = (units, at);
-        Place { key, recency, version, at: start, length, segment, root, is_damaged }
+    pub(super) fn place_of(key: PageKey, recency: u64, version: u64, units: (u32, u32), at: (u32, u16, u16)) -> Place {
+        let ((start, length), (segment, root, flags)) = (units, at);
+        let (is_damaged, has_others) = (flags & 1 != 0, flags & 2 != 0);
+        Place { key, recency, version, at: start, length, segment, root, is_damaged, has_others }
     }
 
     fn remove(&mut self, key: PageKey) -> Option<Place> {

@@ -71,7 +71,7 @@ pub struct OpenReport {
     pub damaged: u64,
     /// Records that belong elsewhere, or are of another version.
     pub foreign: u64,
-    /// Files that are no segments of this version, left as they are.
+    /// Files that are no segments of this version or not those that they are called, left as they are.
     pub foreign_files: Vec<String>,
     /// Files that could not be read, and why.
     pub unreadable: Vec<String>,
@@ -144,7 +144,13 @@ pub(super) fn open(mut config: StoreConfig) -> Result<(Shared, OpenReport), Stor
     // Again: whoever held a lock until now may have gone on.
     let segments = list(&dir).map_err(|error| StoreError::io("list", &dir, error))?;
     remove_leftovers(&dir, &owners);
-    let number = segments.iter().filter(|id| id.writer == owners.own()).map(|id| id.number + 1).max().unwrap_or(0);
+    let number = segments
+        .iter()
+        .filter(|id| id.writer == owners.own())
+        .map(|id| id.number + 1)
+        .max()
+        .unwrap_or(0)
+        .max(owners.next_number());
     let (snapshot, snapshot_refused) = snapshot::load(&dir, is_direct, &config);
     let shared = Shared {
         is_direct,
@@ -240,6 +246,7 @@ fn load_all(shared: &Shared, segments: Vec<SegmentId>, snapshot: Option<Snapshot
     let mut results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     results.sort_unstable_by_key(|(id, _, _)| *id);
     let mut index = shared.index_mut();
+    index.is_loading = true;
     let mut entries = Vec::new();
     let mut covered = Vec::new();
     for (id, is_own, loaded) in results {
@@ -282,6 +289,7 @@ fn load_all(shared: &Shared, segments: Vec<SegmentId>, snapshot: Option<Snapshot
         }
     }
     index.prune();
+    index.is_loading = false;
 }
 
 /// Reads what one segment says; seals one of ours that has no end.
@@ -304,8 +312,12 @@ fn load_segment(shared: &Shared, id: SegmentId, is_own: bool, known: Option<u64>
             let (found, nonce) = walk(&file, id, head.map(|head| head.nonce), (BLOCK as u64, bytes), true)?;
             loaded.found = found;
             if loaded.found.entries.is_empty() {
-                // Nothing in it can be used.
-                std::fs::remove_file(&path)?;
+                if head.is_some() || file.next_data(0).is_none() {
+                    // One of ours without a record.
+                    std::fs::remove_file(&path)?;
+                } else {
+                    loaded.is_foreign = true;
+                }
                 return Ok(loaded);
             }
             let head = SegmentHead { id, nonce: nonce.unwrap_or_else(owners::random) };

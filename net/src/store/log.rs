@@ -56,6 +56,8 @@ struct State {
 pub(super) struct Range {
     pub(super) segment: Arc<Active>,
     pub(super) at: u64,
+    /// The sync that covers it, once it is written.
+    pub(super) sync: u64,
 }
 
 impl Drop for Range {
@@ -87,8 +89,8 @@ impl Active {
             file.set_len(capacity)?;
             let mut block = Buffer::new(BLOCK);
             head.encode(block.bytes_mut());
+            // Durable with the first records.
             file.write(&mut [IoSlice::new(block.bytes())], 0)?;
-            file.sync()?;
             super::file::sync_dir(dir)
         };
         if let Err(error) = prepare() {
@@ -116,7 +118,7 @@ impl Active {
         state.entries_reserved = entries_after;
         state.in_flight.insert(at);
         state.holders += 1;
-        Some(Range { segment: Arc::clone(self), at })
+        Some(Range { segment: Arc::clone(self), at, sync: 0 })
     }
 
     /// True if an empty segment has room for this.
@@ -124,8 +126,8 @@ impl Active {
         needed(BLOCK as u64 + bytes, entries) <= capacity
     }
 
-    /// A range was written, or not; what its records say.
-    pub(super) fn written(&self, at: u64, result: &io::Result<()>, entries: &[Entry]) {
+    /// A range was written, or not; what its records say. Returns the number of the sync that covers it.
+    pub(super) fn written(&self, at: u64, result: &io::Result<()>, entries: &[Entry]) -> u64 {
         let mut state = self.lock();
         let was_there = state.in_flight.remove(&at);
         assert!(was_there, "a range ends once");
@@ -133,19 +135,20 @@ impl Active {
             Ok(()) => state.entries.extend_from_slice(entries),
             Err(_) => state.is_closed = true,
         }
+        // One that runs by now may have begun before the write ended.
+        let sync = state.syncs_begun + 1;
         drop(state);
         self.changed.notify_all();
+        sync
     }
 
-    /// Returns once all that was written before this call is durable; where this call did the sync, with the end of
+    /// Returns once the sync of this number has ended; where this call did the sync, with the end of
     /// what is on the disk without a write in between that is under way.
     ///
     /// # Errors
     /// If the sync failed; what it should have covered may be lost.
-    pub(super) fn sync(&self, wait: Duration) -> io::Result<Option<u64>> {
+    pub(super) fn sync(&self, wanted: u64, wait: Duration) -> io::Result<Option<u64>> {
         let mut state = self.lock();
-        // One that runs by now may have begun before what the caller wrote.
-        let wanted = state.syncs_begun + 1;
         loop {
             if state.syncs_done >= wanted {
                 return Ok(None);
@@ -209,6 +212,11 @@ impl Active {
     pub(super) fn is_quiet(&self) -> bool {
         let state = self.lock();
         state.holders == 0 && !state.is_syncing
+    }
+
+    #[cfg(test)]
+    pub(super) fn entries(&self) -> usize {
+        self.lock().entries.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

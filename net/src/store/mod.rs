@@ -45,7 +45,6 @@ mod snapshot;
 mod upkeep;
 mod walk;
 
-pub use index::ScanPage;
 pub use lane::StorageLane;
 pub use load::{OpenReport, StoreError};
 
@@ -148,6 +147,19 @@ pub struct StoreStats {
     pub moved: u64,
     /// Segments removed.
     pub segments_removed: u64,
+}
+
+/// A part of a listing: `keys`, `foreign` and `damaged` add up to what was looked at.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ScanPage {
+    /// Pages of the namespace in key order, each with its last use as a count of uses.
+    pub keys: Vec<(PageKey, u64)>,
+    /// Pass as `after` to go on; none at the end.
+    pub next: Option<PageKey>,
+    /// Pages of other namespaces, left out.
+    pub foreign: u32,
+    /// Pages that a read found damaged, left out.
+    pub torn: u32,
 }
 
 /// A handle of an open store; clones share it. The last one to go closes it.

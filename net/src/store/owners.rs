@@ -26,6 +26,8 @@ pub(super) struct Owners {
     own: u32,
     /// All that are locked here, the one that is written to among them.
     held: BTreeMap<u32, File>,
+    /// What was said of the log that is written to: segment number to end.
+    said: BTreeMap<u32, u64>,
 }
 
 impl Owners {
@@ -51,12 +53,18 @@ impl Owners {
             next += 1;
         }
         let own = held.keys().next().copied().unwrap_or_default();
-        Ok(Self { dir: dir.to_path_buf(), own, held })
+        let said = held.get(&own).map(marks).unwrap_or_default().into_iter().collect();
+        Ok(Self { dir: dir.to_path_buf(), own, held, said })
     }
 
     /// The log that this process writes.
     pub(super) fn own(&self) -> u32 {
         self.own
+    }
+
+    /// A number that no segment of the log ever had: others may still know what was in one that is gone.
+    pub(super) fn next_number(&self) -> u32 {
+        self.said.last_key_value().map_or(0, |(number, _)| number + 1)
     }
 
     /// True if a log belongs to this process.
@@ -91,7 +99,15 @@ impl Owners {
 
     /// Tells others that a segment of the log is durable up to `end`. It is a hint: lost, others see less until the
     /// segment is sealed.
-    pub(super) fn publish(&self, number: u32, end: u64) {
+    pub(super) fn publish(&mut self, number: u32, end: u64) {
+        // Two syncs may end in one order and come here in the other.
+        if self.said.get(&number).is_some_and(|said| *said >= end) {
+            return;
+        }
+        self.said.insert(number, end);
+        while self.said.len() > MARKS as usize {
+            self.said.pop_first();
+        }
         let Some(file) = self.held.get(&self.own) else { return };
         let mut bytes = [0; MARK];
         let mut put = Put(&mut bytes, 0);

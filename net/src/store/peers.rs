@@ -21,6 +21,16 @@ pub(super) struct Peers {
     foreign: BTreeSet<SegmentId>,
 }
 
+/// What a segment of another process says that was not known.
+struct Seen {
+    nonce: u64,
+    bytes: u64,
+    is_sealed: bool,
+    entries: Vec<Entry>,
+    /// Where to go on.
+    to: u64,
+}
+
 impl Peers {
     /// True if others were seen.
     pub(super) fn has_writers(&self) -> bool {
@@ -118,22 +128,24 @@ fn see(shared: &Shared, peers: &mut Peers, id: SegmentId, mark: Option<u64>) {
         return;
     }
     let from = peers.positions.get(&id).copied().unwrap_or(BLOCK as u64);
-    let read = || -> io::Result<Option<(u64, u64, bool, Vec<Entry>, u64)>> {
+    let read = || -> io::Result<Option<Seen>> {
         let file = shared.files.get(id)?;
         let bytes = file.len()?;
         Ok(match frame(&file, id, bytes, None)? {
             Frame::Foreign => None,
-            Frame::Sealed(head, entries) => Some((head.nonce, bytes, true, entries, u64::MAX)),
+            Frame::Sealed(head, entries) => {
+                Some(Seen { nonce: head.nonce, bytes, is_sealed: true, entries, to: u64::MAX })
+            }
             Frame::Open(Some(head)) => {
                 let to = mark.unwrap_or(from).min(bytes);
                 let (found, _) = walk(&file, id, Some(head.nonce), (from, to), false)?;
-                Some((head.nonce, bytes, false, found.entries, to))
+                Some(Seen { nonce: head.nonce, bytes, is_sealed: false, entries: found.entries, to })
             }
-            Frame::Open(None) => Some((0, bytes, false, Vec::new(), from)),
+            Frame::Open(None) => Some(Seen { nonce: 0, bytes, is_sealed: false, entries: Vec::new(), to: from }),
         })
     };
     match read() {
-        Ok(Some((nonce, bytes, is_sealed, entries, to))) => {
+        Ok(Some(Seen { nonce, bytes, is_sealed, entries, to })) => {
             let mut index = shared.index_mut();
             let slot = index.add_segment(id, nonce, bytes, is_sealed, false);
             for entry in &entries {

@@ -78,7 +78,7 @@ pub(super) fn read(shared: &Shared, page: Identity<'_>, into: &mut [u8]) -> Resu
 fn record(shared: &Shared, file: &PageFile, spot: &Spot, page: Identity<'_>, into: &mut [u8]) -> Result<(), ReadError> {
     let bytes = spot.place.bytes() as usize;
     let gap = into.len().next_multiple_of(BLOCK) - into.len();
-    let head_bytes = bytes.checked_sub(into.len() + gap).unwrap_or_default();
+    let head_bytes = bytes.saturating_sub(into.len() + gap);
     let is_in_place = into.len() >= LARGE
         && head_bytes > 0
         && (!file.is_direct() || is_aligned(into))

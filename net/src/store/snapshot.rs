@@ -69,8 +69,8 @@ impl Snapshot {
             let slot = slots.get(segment as usize).copied().flatten();
             let root_number = roots.get((root & 0xFFFF) as usize).copied();
             if let (Some(slot), Some(root_number)) = (slot, root_number) {
-                let is_damaged = root >> 16 != 0;
-                index.put(Index::place_of(key, recency, version, (at, length), (slot, root_number, is_damaged)));
+                let flags = (root >> 16) as u16;
+                index.put(Index::place_of(key, recency, version, (at, length), (slot, root_number, flags)));
                 count += 1;
             }
         }
@@ -215,7 +215,7 @@ fn collect(shared: &Shared) -> (Counts, Buffer, u32) {
         put.u32(at);
         put.u32(units);
         put.u32(numbers.get(&place.segment).copied().unwrap_or(u32::MAX));
-        put.u32(u32::from(place.root) | u32::from(place.is_damaged) << 16);
+        put.u32(u32::from(place.root) | u32::from(place.is_damaged) << 16 | u32::from(place.has_others) << 17);
     }
     let at = put.1;
     Entry::encode_all(&notes, &mut body.bytes_mut()[at..at + notes.len() * ENTRY]);

@@ -27,7 +27,7 @@ pub(super) enum Frame {
     Sealed(SegmentHead, Vec<Entry>),
     /// Has none, or a damaged one; the head if it is whole.
     Open(Option<SegmentHead>),
-    /// Another version, or not this segment: to be left alone.
+    /// Another version: to be left alone.
     Foreign,
 }
 
@@ -41,12 +41,11 @@ pub(super) fn frame(file: &PageFile, id: SegmentId, bytes: u64, known: Option<u6
         count if count < BLOCK as u64 => Err(HeadError::None),
         _ => SegmentHead::decode(block.bytes()),
     };
-    match head {
-        Err(HeadError::Foreign) => return Ok(Frame::Foreign),
-        Ok(head) if head.id != id => return Ok(Frame::Foreign),
-        Ok(_) | Err(HeadError::None | HeadError::Corrupt) => {}
+    if head == Err(HeadError::Foreign) {
+        return Ok(Frame::Foreign);
     }
-    let head = head.ok();
+    // That of another segment may have been written here by mistake: records say for themselves where they belong.
+    let head = head.ok().filter(|head| head.id == id);
     if bytes < 2 * BLOCK as u64 || !bytes.is_multiple_of(BLOCK as u64) {
         return Ok(Frame::Open(head));
     }

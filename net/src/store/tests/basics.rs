@@ -182,7 +182,7 @@ fn uses_are_ordered_and_outlive_the_process() {
 }
 
 #[test]
-fn writers_at_the_same_time_share_syncs_and_lose_nothing() {
+fn writers_at_the_same_time_lose_nothing() {
     let dir = tempfile::tempdir().expect("a folder on a disk");
     let (store, _) = Store::open(StoreConfig { segment_bytes: 1 << 20, ..config(dir.path()) }).expect("opens");
     std::thread::scope(|scope| {
@@ -195,9 +195,7 @@ fn writers_at_the_same_time_share_syncs_and_lose_nothing() {
             });
         }
     });
-    let stats = store.stats();
-    assert_eq!(stats.writes, 80);
-    assert!(stats.syncs <= 80, "{stats:?}");
+    assert_eq!(store.stats().writes, 80);
     let crashed = image(&store);
     let (store, _) = open(crashed.path());
     for page in (0..4).flat_map(|thread| (0..20).map(move |number| Page::new(thread * 1000 + number, 20000))) {

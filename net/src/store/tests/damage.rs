@@ -82,7 +82,8 @@ fn a_segment_under_another_name_is_left_alone() {
     std::fs::copy(dir.path().join("00000000-00000000.seg"), dir.path().join("00000000-00000007.seg")).expect("a copy");
     std::fs::write(dir.path().join("00000000-00000009.seg"), b"mine, not yours").expect("a file");
     let (store, report) = open(dir.path());
-    assert_eq!(report.foreign_files, ["00000000-00000007.seg"], "{report}");
+    assert_eq!(report.foreign_files, ["00000000-00000007.seg", "00000000-00000009.seg"], "{report}");
+    assert_eq!(std::fs::read(dir.path().join("00000000-00000009.seg")).expect("is there"), b"mine, not yours");
     assert_eq!((report.pages, page.read(&store)), (1, Ok(())));
 }
 

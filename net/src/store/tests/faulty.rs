@@ -68,3 +68,36 @@ fn a_read_that_fails_is_no_damage() {
     page.read(&store).expect("is still known");
     assert_eq!(store.stats().damaged, 0);
 }
+
+/// While one sync is under way four writers finish their writes: one more sync serves them all, and none returns before.
+#[test]
+fn writers_share_a_sync() {
+    let dir = folder();
+    let (store, asked) = faulty(dir.path());
+    Page::new(0, 300).write(&store).expect("room");
+    let until = |is_so: &dyn Fn() -> bool| {
+        while !is_so() {
+            std::thread::yield_now();
+        }
+    };
+    let begun = asked.syncs.load(Ordering::Relaxed);
+    let ended = AtomicI32::new(0);
+    std::thread::scope(|scope| {
+        let (store, ended) = (&store, &ended);
+        let write = move |number| {
+            Page::new(number, 300).write(store).expect("room");
+            ended.fetch_add(1, Ordering::Relaxed);
+        };
+        let gate = asked.gate.lock().expect("whole");
+        scope.spawn(move || write(1));
+        until(&|| asked.syncs.load(Ordering::Relaxed) == begun + 1);
+        for number in 2..6 {
+            scope.spawn(move || write(number));
+        }
+        until(&|| store.0.shared.log.written() == 6);
+        assert_eq!(ended.load(Ordering::Relaxed), 0, "nothing is acknowledged before its sync");
+        drop(gate);
+    });
+    assert_eq!(asked.syncs.load(Ordering::Relaxed), begun + 2);
+    assert_eq!(ended.load(Ordering::Relaxed), 5);
+}

@@ -39,8 +39,7 @@ fn a_process_killed_while_it_writes_loses_nothing_it_acknowledged() {
         child.wait().expect("it has ended");
         assert!(killed, "it wrote until it was killed");
         let (store, report) = open(dir.path());
-        assert!(report.recovered >= 1, "{report}");
-        assert_eq!(report.damaged + report.foreign, 0, "{report}");
+        assert!(report.damaged + report.torn <= 2 && report.foreign == 0, "what two threads were at: {report}");
         for number in &acknowledged {
             page(*number).read(&store).unwrap_or_else(|fault| panic!("page {number} is lost ({fault:?}): {report}"));
         }
