@@ -70,7 +70,7 @@ impl Geometry {
     /// Bytes of KV of one token in all layers.
     #[must_use]
     pub fn token_bytes(&self) -> usize {
-        2 * (self.layers * self.kv_heads * self.head_dim) as usize * self.kv.bytes()
+        2 * self.layers as usize * self.kv_heads as usize * self.head_dim as usize * self.kv.bytes()
     }
 
     /// Bytes of a page of `page_size` tokens: whole cache lines.
@@ -83,6 +83,6 @@ impl Geometry {
     #[must_use]
     pub(crate) fn offset(&self, layer: u32, values: bool, kv_head: u32) -> usize {
         let block = (layer * 2 + u32::from(values)) * self.kv_heads + kv_head;
-        block as usize * (self.page_size * self.head_dim) as usize * self.kv.bytes()
+        block as usize * self.page_size as usize * self.head_dim as usize * self.kv.bytes()
     }
 }

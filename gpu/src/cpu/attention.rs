@@ -41,6 +41,7 @@ struct Scratch {
     queries: Vec<f32>,
     scores: Vec<f32>,
     sums: Vec<f32>,
+    totals: Vec<f32>,
 }
 
 /// Rows of scores that are computed together.
@@ -117,17 +118,16 @@ impl Scratch {
         let keys = held.vectors(shape.layer, false, head, begin..end);
         // SAFETY: the pages are held, and the pass writes none of them while it attends.
         unsafe { exec.isa.scores(&self.queries, keys, &mut self.scores) };
-        let mut totals = [0.0; 256];
-        assert!(lines <= totals.len(), "heads of a group");
+        self.totals.clear();
         for (line, scores) in self.scores.chunks_exact_mut(end - begin).enumerate() {
             let position = rows[line / group].position;
             let (from, to) = (lowest(position) - begin.min(lowest(position)), position + 1 - begin);
-            totals[line] = exec.isa.softmax(scores, from, to);
+            self.totals.push(exec.isa.softmax(scores, from, to));
         }
         let values = held.vectors(shape.layer, true, head, begin..end);
         // SAFETY: as above.
         unsafe { exec.isa.mix(&self.scores, values, &mut self.sums) };
-        for (sums, total) in self.sums.chunks_exact_mut(dim).zip(totals) {
+        for (sums, total) in self.sums.chunks_exact_mut(dim).zip(&self.totals) {
             let scale = 1.0 / total;
             // Adding zero makes one zero of two: masked values may have left either.
             sums.iter_mut().for_each(|sum| *sum = *sum * scale + 0.0);

@@ -83,7 +83,8 @@ pub struct Sample {
     pub logprobs: Option<Logprobs>,
 }
 
-/// Why a request or a forward is refused. A forward that fails has sampled nothing.
+/// Why a request or a forward is refused. A forward that failed can be repeated: what it may have sampled before it
+/// failed is sampled again, the same.
 #[derive(Clone, PartialEq, Debug, Error)]
 pub enum EngineError {
     /// Nobody has admitted it, or it was forgotten.
@@ -280,7 +281,9 @@ impl CpuEngine {
     /// Computes a batch: writes KV into its pages, samples, and fills the tokens into the batch.
     ///
     /// # Errors
-    /// Any but those of requests. Nothing was sampled then, and page tables are as they were unless the pass had begun.
+    /// [`EngineError::Arena`] and all that a run can have wrong, found before anything has changed;
+    /// [`EngineError::Busy`], or a page that is not there, with page tables already extended; and
+    /// [`EngineError::NotFinite`] after the pass.
     pub fn forward(&mut self, batch: &mut Batch, kv: &Arena) -> Result<Vec<Sample>, EngineError> {
         let want = self.geometry.page_bytes(self.geometry.page_size);
         if kv.page_bytes() != want {

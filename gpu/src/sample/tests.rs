@@ -1,3 +1,5 @@
+//! Choices against naive rules and known distributions, and what is refused.
+
 use proptest::prelude::*;
 
 use super::*;

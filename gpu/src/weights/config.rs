@@ -130,6 +130,7 @@ struct Raw {
 
 const LARGEST: usize = 1 << 24;
 const LAYERS_MAX: usize = 4096;
+const HEADS_MAX: usize = 4096;
 
 impl Config {
     /// Reads a `config.json`; `file` is its name in errors.
@@ -153,6 +154,9 @@ impl Config {
         let layers = need("num_hidden_layers", raw.num_hidden_layers)?;
         if layers > LAYERS_MAX {
             return Err(no(format!("num_hidden_layers is {layers}, at most {LAYERS_MAX} makes sense")));
+        }
+        if heads > HEADS_MAX {
+            return Err(no(format!("num_attention_heads is {heads}, at most {HEADS_MAX} makes sense")));
         }
         if !heads.is_multiple_of(kv_heads) {
             return Err(no(format!("num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")));

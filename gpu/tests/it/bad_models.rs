@@ -112,6 +112,7 @@ fn values_that_no_model_has_are_refused() {
         ("architectures", json!(["GPT2LMHeadModel"]), "\"GPT2LMHeadModel\" is not supported"),
         ("num_attention_heads", json!(0), "num_attention_heads is 0"),
         ("num_attention_heads", json!(7), "num_attention_heads 7 is no multiple of num_key_value_heads 2"),
+        ("num_attention_heads", json!(10_000), "num_attention_heads is 10000, at most 4096"),
         ("num_key_value_heads", json!(3), "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
         ("num_key_value_heads", json!(0), "num_key_value_heads is 0"),
         ("num_hidden_layers", json!(0), "num_hidden_layers is 0"),

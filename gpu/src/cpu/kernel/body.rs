@@ -13,6 +13,10 @@ use super::lanes::Lanes;
 /// Columns of a panel of packed weights.
 pub(in crate::cpu) const PANEL: usize = 32;
 
+/// How far ahead weights are asked for, in bytes. With several rows a panel passes too slowly for the processor to look
+/// ahead far enough by itself: measured, steps of eight sequences became a fifth to a third faster.
+const AHEAD: usize = 3072;
+
 /// `ROWS` rows of `x` (`stride` elements apart) times one panel of weights (`k` rows of [`PANEL`] elements).
 ///
 /// # Safety
@@ -29,6 +33,11 @@ pub(super) unsafe fn tile<L: Lanes, const ROWS: usize, const BF16: bool>(
     unsafe {
         let mut sums = [[L::zero(); 2]; ROWS];
         for index in 0..k {
+            let line = w.wrapping_add(index * PANEL * if BF16 { 2 } else { 4 });
+            L::prefetch(line.wrapping_add(AHEAD));
+            if !BF16 {
+                L::prefetch(line.wrapping_add(AHEAD + 64));
+            }
             let left = L::load_as::<BF16>(w, index * PANEL);
             let right = L::load_as::<BF16>(w, index * PANEL + 16);
             for (row, sum) in sums.iter_mut().enumerate() {

@@ -27,6 +27,18 @@ pub(super) trait Lanes: Copy {
     /// The sum of the lanes: halves, quarters, pairs.
     unsafe fn sum(self) -> f32;
 
+    /// Asks for the cache line at an address that will be read soon; any address will do.
+    #[inline(always)]
+    fn prefetch(at: *const u8) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a hint, which never faults; SSE is there on all x86-64.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = at;
+    }
+
     /// Sixteen elements of a type.
     ///
     /// # Safety

@@ -130,7 +130,7 @@ impl Isa {
         assert!(k <= x.stride && (x.rows - 1) * x.stride + k <= x.data.len(), "elements of these rows");
         assert_eq!(panel.len(), k * PANEL * if bf16 { 2 } else { 4 }, "bytes of a panel");
         // SAFETY: the assertions above are what the body asks for.
-        unsafe { self.tile_raw(x.rows, bf16, x.data.as_ptr(), x.stride, panel.as_ptr(), k, out.as_mut_ptr().cast()) };
+        unsafe { self.tile_raw(x, k, panel, bf16, out) };
     }
 
     /// Products of each of `rows` queries, one behind the other, with the key of each token: `out[row][token]`.
@@ -176,15 +176,14 @@ impl Isa {
     }
 
     versions! {
-        unsafe fn tile_raw(
-            rows: usize, bf16: bool, x: *const f32, stride: usize, w: *const u8, k: usize, out: *mut f32,
-        ) = <L> {
+        unsafe fn tile_raw(x: Rows<'_>, k: usize, panel: &[u8], bf16: bool, out: &mut [[f32; PANEL]]) = <L> {
+            let (rows, stride, w) = (x.rows, x.stride, panel.as_ptr());
             let mut row = 0;
             while row < rows {
                 let now = (rows - row).min(L::ROWS);
                 // SAFETY: `row + now <= rows`; the rest as the caller promises.
                 unsafe {
-                    let (x, out) = (x.add(row * stride), out.add(row * PANEL));
+                    let (x, out) = (x.data.as_ptr().add(row * stride), out.as_mut_ptr().add(row).cast());
                     if bf16 {
                         with_rows!(now, [1 2 3 4 5 6 7 8 9 10 11 12], N => body::tile::<L, N, true>(x, stride, w, k, out));
                     } else {

@@ -1,3 +1,5 @@
+//! Every kernel against its formula in f64, and every instruction set of this machine against the others.
+
 use super::lanes::sum_lanes;
 use super::*;
 
