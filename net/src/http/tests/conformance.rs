@@ -62,7 +62,11 @@ fn fold(value: &mut Value) {
 async fn replay(row: &Row) -> (Server, Answer) {
     let server = Server::of(
         crate::http::mock::Mock::new(crate::http::mock::Mock::info(
-            if row.who.contains("router") || row.who.contains("smg") || row.who.contains("proxy") { "stub-model" } else { "tiny-model" },
+            if row.who.contains("router") || row.who.contains("smg") || row.who.contains("proxy") {
+                "stub-model"
+            } else {
+                "tiny-model"
+            },
             row.mode,
         )),
         crate::http::EdgeConfig::default(),
@@ -90,6 +94,7 @@ fn refusal(row: &Row) -> Option<u16> {
     }
     let is_refused = body["response_format"].as_object().is_some_and(|format| format["type"] != "text")
         || body["suffix"].is_string()
+        || body["sampling_params"]["json_schema"].is_string()
         || (path == "/generate" && body.get("text").is_none() && body.get("input_ids").is_none())
         || body["tool_choice"].as_str().is_some_and(|choice| choice == "required")
         || has_picture(body);
@@ -97,7 +102,8 @@ fn refusal(row: &Row) -> Option<u16> {
 }
 
 fn has_picture(body: &Value) -> bool {
-    let parts = body["messages"].as_array().into_iter().flatten().filter_map(|message| message["content"].as_array()).flatten();
+    let parts =
+        body["messages"].as_array().into_iter().flatten().filter_map(|message| message["content"].as_array()).flatten();
     parts.filter_map(|part| part["type"].as_str()).any(|kind| kind != "text")
 }
 

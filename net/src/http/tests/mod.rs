@@ -67,7 +67,10 @@ impl Server {
     /// A worker that always answers with this text, then stops.
     pub(super) fn saying(said: &str) -> Self {
         let tokens = text().encode(said, false).unwrap();
-        Self::of(Mock::new(Mock::info("tiny-model", Mode::Unified)).with_answers(move |_| tokens.clone()), EdgeConfig::default())
+        Self::of(
+            Mock::new(Mock::info("tiny-model", Mode::Unified)).with_answers(move |_| tokens.clone()),
+            EdgeConfig::default(),
+        )
     }
 
     pub(super) fn app(&self) -> Router {
