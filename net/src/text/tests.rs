@@ -1,6 +1,6 @@
 //! Detokeniser and stop strings against naive models; templates and special tokens against what transformers does.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use minijinja::Value;
 use pd_core::id::Token;
@@ -19,7 +19,13 @@ fn tiny() -> Files {
 }
 
 fn byte_level() -> Arc<Text> {
-    Arc::new(Text::from_files(&tiny()).unwrap())
+    static TEXT: LazyLock<Arc<Text>> = LazyLock::new(|| Arc::new(Text::from_files(&tiny()).unwrap()));
+    Arc::clone(&TEXT)
+}
+
+fn fallback() -> Arc<Text> {
+    static TEXT: LazyLock<Arc<Text>> = LazyLock::new(|| Arc::new(Text::from_files(&sentence()).unwrap()));
+    Arc::clone(&TEXT)
 }
 
 /// A tokenizer of the kind of Llama 2: words with a mark for the space, and bytes for what is in no word.
@@ -95,7 +101,7 @@ proptest! {
 
     #[test]
     fn words_with_byte_fallback_come_back_too(given in "(hello|world|é|你|🙂| |w|d){0,12}") {
-        let text = Arc::new(Text::from_files(&sentence()).unwrap());
+        let text = fallback();
         let tokens = text.encode(&given, false).unwrap();
         let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
         let seen = growing(&text, &tokens);
@@ -181,7 +187,7 @@ fn empty_stop_strings_stop_nothing() {
 
 #[test]
 fn only_the_first_space_of_an_answer_is_dropped_and_bytes_make_characters() {
-    let text = Arc::new(Text::from_files(&sentence()).unwrap());
+    let text = fallback();
     let id = |name: &str| Token(text.tokenizer.token_to_id(name).unwrap());
     let tokens =
         [id("<s>"), id("▁hello"), id("▁world"), id("<0xE4>"), id("<0xBD>"), id("<0xA0>"), id("<0xE4>"), id("</s>")];
