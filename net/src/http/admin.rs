@@ -30,7 +30,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 pub(super) async fn health(State(edge): State<Arc<Edge>>) -> Result<Response, ApiError> {
     match edge.backend().health() {
         Health::Ready | Health::Draining => Ok(StatusCode::OK.into_response()),
-        other => Err(not_ready(&other)),
+        other @ (Health::Starting | Health::Failed(_)) => Err(not_ready(&other)),
     }
 }
 
@@ -38,7 +38,7 @@ pub(super) async fn health(State(edge): State<Arc<Edge>>) -> Result<Response, Ap
 pub(super) async fn ready(State(edge): State<Arc<Edge>>) -> Result<Response, ApiError> {
     match edge.backend().health() {
         Health::Ready => Ok(StatusCode::OK.into_response()),
-        other => Err(not_ready(&other)),
+        other @ (Health::Starting | Health::Draining | Health::Failed(_)) => Err(not_ready(&other)),
     }
 }
 
@@ -191,7 +191,8 @@ pub(super) async fn attach(State(edge): State<Arc<Edge>>, headers: HeaderMap, bo
     let fields = Fields::new(&map, "");
     let text = |name| fields.text(name).map(|text| text.map(str::to_owned));
     let attach = Attach {
-        backend: text("hicache_storage_backend")?.ok_or_else(|| fields.wrong("hicache_storage_backend", "the kind of storage (file)"))?,
+        backend: text("hicache_storage_backend")?
+            .ok_or_else(|| fields.wrong("hicache_storage_backend", "the kind of storage (file)"))?,
         settings: text("hicache_storage_backend_extra_config_json")?,
         prefetch_policy: text("hicache_storage_prefetch_policy")?,
         write_policy: text("hicache_write_policy")?,
@@ -215,7 +216,11 @@ async fn order(edge: &Edge, order: Order) -> Result<String, ApiError> {
 }
 
 /// Ends requests by name, or all of them.
-pub(super) async fn abort(State(edge): State<Arc<Edge>>, headers: HeaderMap, body: Body) -> Result<StatusCode, ApiError> {
+pub(super) async fn abort(
+    State(edge): State<Arc<Edge>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<StatusCode, ApiError> {
     fields::expect_json(&headers)?;
     let bytes = fields::read(&headers, body, edge.config().body_max).await?;
     let map = fields::object(&bytes)?;

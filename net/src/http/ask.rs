@@ -139,7 +139,9 @@ pub(super) fn sampling(fields: &Fields<'_>, dialect: Dialect, vocabulary: u32) -
             .number("top_p", |value| value > 0.0 && value <= 1.0, "a number above 0, at most 1")?
             .unwrap_or(plain.top_p),
         top_k,
-        min_p: fields.number("min_p", |value| (0.0..=1.0).contains(&value), "a number from 0 to 1")?.unwrap_or(plain.min_p),
+        min_p: fields
+            .number("min_p", |value| (0.0..=1.0).contains(&value), "a number from 0 to 1")?
+            .unwrap_or(plain.min_p),
         frequency_penalty: penalty("frequency_penalty")?.unwrap_or(plain.frequency_penalty),
         presence_penalty: penalty("presence_penalty")?.unwrap_or(plain.presence_penalty),
         repetition_penalty: fields
@@ -158,7 +160,10 @@ pub(super) fn sampling(fields: &Fields<'_>, dialect: Dialect, vocabulary: u32) -
 
 fn bias(fields: &Fields<'_>, vocabulary: u32) -> Result<Vec<(Token, f32)>, ApiError> {
     let Some(value) = fields.get("logit_bias") else { return Ok(Vec::new()) };
-    let must = format!("an object of at most {BIAS_MAX} tokens (0 to {}), each with a number from -100 to 100", vocabulary - 1);
+    let must = format!(
+        "an object of at most {BIAS_MAX} tokens (0 to {}), each with a number from -100 to 100",
+        vocabulary - 1
+    );
     let wrong = || fields.wrong("logit_bias", &must);
     let map = value.as_object().filter(|map| map.len() <= BIAS_MAX).ok_or_else(wrong)?;
     let one = |(name, value): (&String, &Value)| {
@@ -185,7 +190,9 @@ pub(super) fn stop(fields: &Fields<'_>, eos: &[Token], vocabulary: u32) -> Resul
     tokens.sort_unstable();
     tokens.dedup();
     if tokens.len() > STOP_TOKENS_MAX {
-        return Err(fields.wrong("stop_token_ids", &format!("at most {STOP_TOKENS_MAX} tokens, the model's own included")));
+        return Err(
+            fields.wrong("stop_token_ids", &format!("at most {STOP_TOKENS_MAX} tokens, the model's own included"))
+        );
     }
     let is_kept = fields.bool("include_stop_str_in_output")? || fields.bool("no_stop_trim")?;
     Ok(Stop { texts, tokens, ending: if is_kept { Ending::Included } else { Ending::Excluded } })
@@ -198,7 +205,10 @@ pub(super) fn choices(fields: &Fields<'_>) -> Result<u32, ApiError> {
         return Err(fields.wrong("n", &format!("from 1 to {CHOICES_MAX}")));
     }
     if fields.u32("best_of")?.is_some_and(|best| best != count) {
-        return Err(ApiError::unsupported("best_of", "best_of must be equal to n: all answers are returned, none is ranked"));
+        return Err(ApiError::unsupported(
+            "best_of",
+            "best_of must be equal to n: all answers are returned, none is ranked",
+        ));
     }
     Ok(count)
 }
@@ -232,7 +242,11 @@ impl Ask {
     pub(super) fn limits(&self, info: &Info) -> Result<Vec<u32>, ApiError> {
         let sequences = self.prompts.len().saturating_mul(self.choices as usize);
         if sequences > SEQUENCES_MAX {
-            let message = format!("{} prompts with {} answers each are more than {SEQUENCES_MAX} sequences; split the request", self.prompts.len(), self.choices);
+            let message = format!(
+                "{} prompts with {} answers each are more than {SEQUENCES_MAX} sequences; split the request",
+                self.prompts.len(),
+                self.choices
+            );
             return Err(ApiError::field("n", message));
         }
         let limit = |(at, prompt): (usize, &Vec<Token>)| {
@@ -261,7 +275,10 @@ impl Ask {
 pub(super) fn logprobs(edge: &Edge, name: &str, count: u32) -> Result<u32, ApiError> {
     let most = edge.info().logprobs_max;
     if count > most {
-        return Err(ApiError::field(name, format!("{name} is {count}; this engine reports at most {most} alternatives")));
+        return Err(ApiError::field(
+            name,
+            format!("{name} is {count}; this engine reports at most {most} alternatives"),
+        ));
     }
     Ok(count)
 }
@@ -269,7 +286,10 @@ pub(super) fn logprobs(edge: &Edge, name: &str, count: u32) -> Result<u32, ApiEr
 /// Asks for log probabilities of the prompt, if the engine has them.
 pub(super) fn score_prompt(edge: &Edge, sampling: &mut Sampling, from: u32, name: &str) -> Result<(), ApiError> {
     if !edge.info().has_prompt_logprobs {
-        return Err(ApiError::unsupported(name, format!("{name}: this engine has no log probabilities of prompts; ask for those of the answer only")));
+        return Err(ApiError::unsupported(
+            name,
+            format!("{name}: this engine has no log probabilities of prompts; ask for those of the answer only"),
+        ));
     }
     sampling.prompt_logprobs_from = Some(from);
     Ok(())

@@ -81,7 +81,11 @@ impl ApiError {
             Refused::Machine(refusal) => refusal_error(refusal),
             Refused::Unavailable(why) => Self {
                 retry_after: Some(1),
-                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", format!("the worker takes no requests: {why}"))
+                ..Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "unavailable",
+                    format!("the worker takes no requests: {why}"),
+                )
             },
             Refused::Peer(why) => Self {
                 param: Some("bootstrap_host".into()),
@@ -140,9 +144,13 @@ fn refusal_error(refusal: &Refusal) -> ApiError {
         Refusal::NeverFits { pages, total } => ApiError::new(
             BAD,
             "never_fits",
-            format!("prompt and limit need {pages} KV pages and there are {total}; shorten the prompt or lower max_tokens"),
+            format!(
+                "prompt and limit need {pages} KV pages and there are {total}; shorten the prompt or lower max_tokens"
+            ),
         ),
-        Refusal::Malformed => ApiError::new(BAD, "malformed", "the prompt's length, keys and tokens do not fit together"),
+        Refusal::Malformed => {
+            ApiError::new(BAD, "malformed", "the prompt's length, keys and tokens do not fit together")
+        }
         Refusal::NoOutput => ApiError {
             param: Some("max_tokens".into()),
             ..ApiError::new(BAD, "no_output", "there is nothing to generate; max_tokens must be at least 1")
@@ -153,7 +161,11 @@ fn refusal_error(refusal: &Refusal) -> ApiError {
         },
         Refusal::DuplicateRoom => ApiError {
             param: Some("bootstrap_room".into()),
-            ..ApiError::new(StatusCode::CONFLICT, "duplicate_room", "this room is in use by another request; take a new one")
+            ..ApiError::new(
+                StatusCode::CONFLICT,
+                "duplicate_room",
+                "this room is in use by another request; take a new one",
+            )
         },
         Refusal::WrongMode => ApiError::new(
             BAD,
@@ -163,7 +175,11 @@ fn refusal_error(refusal: &Refusal) -> ApiError {
         ),
         Refusal::Draining => ApiError {
             retry_after: Some(1),
-            ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "the worker is shutting down and takes no requests")
+            ..ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "draining",
+                "the worker is shutting down and takes no requests",
+            )
         },
         Refusal::Late => {
             ApiError::new(StatusCode::GATEWAY_TIMEOUT, "deadline", "the request's deadline had passed when it arrived")
@@ -181,7 +197,9 @@ impl From<TemplateError> for ApiError {
         let param = match &error {
             TemplateError::Missing | TemplateError::Unknown { .. } | TemplateError::Failed(_) => "chat_template",
             TemplateError::Refused(_) | TemplateError::NoMessages => "messages",
-            TemplateError::Message { index, .. } => return Self::field(format!("messages[{index}]"), error.to_string()),
+            TemplateError::Message { index, .. } => {
+                return Self::field(format!("messages[{index}]"), error.to_string());
+            }
         };
         Self::field(param, error.to_string())
     }

@@ -163,7 +163,14 @@ pub(super) fn start(edge: &Arc<Edge>, ask: &Ask) -> Result<Vec<Generation>, ApiE
     Ok(generations)
 }
 
-fn submit(edge: &Arc<Edge>, ask: &Ask, index: usize, at: usize, prompt: Prompt, limit: u32) -> Result<Generation, ApiError> {
+fn submit(
+    edge: &Arc<Edge>,
+    ask: &Ask,
+    index: usize,
+    at: usize,
+    prompt: Prompt,
+    limit: u32,
+) -> Result<Generation, ApiError> {
     let leg = ask.legs[index].clone();
     let name = ask.rids.names.get(at).unwrap_or(&ask.rids.names[0]);
     let is_alone = ask.choices == 1 && (ask.prompts.len() == 1 || ask.rids.names.len() > 1);
@@ -177,7 +184,9 @@ fn submit(edge: &Arc<Edge>, ask: &Ask, index: usize, at: usize, prompt: Prompt, 
             // A router tries again: the same request with a new room. Nobody waits for the old one.
             edge.backend().cancel(other);
         } else if ask.rids.is_given && room.is_none() {
-            return Err(ApiError::refused(&super::backend::Refused::Machine(pd_core::event::Refusal::DuplicateRequest)));
+            return Err(ApiError::refused(&super::backend::Refused::Machine(
+                pd_core::event::Refusal::DuplicateRequest,
+            )));
         }
     }
     let request = edge.request_id(room);

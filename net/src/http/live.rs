@@ -88,7 +88,12 @@ impl Live {
     pub(super) fn named(&self, rid: &str) -> Vec<(RequestId, Option<Room>)> {
         let table = self.lock();
         let from = (rid.to_owned(), RequestId(0));
-        table.entries.range(from..).take_while(|((name, _), _)| name == rid).map(|((_, id), entry)| (*id, entry.room)).collect()
+        table
+            .entries
+            .range(from..)
+            .take_while(|((name, _), _)| name == rid)
+            .map(|((_, id), entry)| (*id, entry.room))
+            .collect()
     }
 
     /// Sequences of the request of this name, or of this name themselves. Names are compared whole: `req-1` is not

@@ -64,7 +64,13 @@ impl Mock {
             keys: BTreeSet::new(),
             hits: 0,
         };
-        Self { info, answers: None, state: Mutex::new(state), cancels: watch::channel(Vec::new()).0, submissions: watch::channel(0).0 }
+        Self {
+            info,
+            answers: None,
+            state: Mutex::new(state),
+            cancels: watch::channel(Vec::new()).0,
+            submissions: watch::channel(0).0,
+        }
     }
 
     /// The facts of a small model with pages of 4 tokens and a context of 512.
@@ -77,7 +83,13 @@ impl Mock {
             model_type: "llama".into(),
             architectures: vec!["LlamaForCausalLM".into()],
             mode,
-            namespace: Namespace { model: model.into(), dtype: "f32".into(), page_size: 4, layout: "page_first".into(), ..Namespace::default() },
+            namespace: Namespace {
+                model: model.into(),
+                dtype: "f32".into(),
+                page_size: 4,
+                layout: "page_first".into(),
+                ..Namespace::default()
+            },
             context_length: 512,
             epoch: 1,
             tp: 1,
@@ -214,7 +226,8 @@ fn repeat(job: &Job) -> Vec<Token> {
     let count = if job.stop.is_empty() { job.limit } else { job.limit.min(4 + job.prompt.length % 13) };
     (0..u64::from(count))
         .map(|at| {
-            let index = usize::try_from((at * stride + job.prompt.length as u64 / 2) % tokens.len() as u64).unwrap_or(0);
+            let index =
+                usize::try_from((at * stride + job.prompt.length as u64 / 2) % tokens.len() as u64).unwrap_or(0);
             tokens.get(index).copied().unwrap_or(first)
         })
         .collect()
@@ -267,7 +280,13 @@ impl Backend for Mock {
         let state = self.lock();
         let running = u32::try_from(state.held.len()).unwrap_or(u32::MAX);
         let tier = |name: &str, hit_tokens| TierLoad { name: name.into(), hit_tokens, ..TierLoad::default() };
-        Load { running, total_tokens: 4096, running_max: 64, tiers: vec![tier("device", state.hits), tier("host", 0)], ..Load::default() }
+        Load {
+            running,
+            total_tokens: 4096,
+            running_max: 64,
+            tiers: vec![tier("device", state.hits), tier("host", 0)],
+            ..Load::default()
+        }
     }
 
     fn metrics(&self) -> String {

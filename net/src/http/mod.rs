@@ -39,6 +39,7 @@ use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post, put};
+use axum::serve::ListenerExt;
 use pd_core::id::{RequestId, Room};
 use tokio::net::TcpListener;
 
@@ -202,7 +203,10 @@ pub fn app(edge: Arc<Edge>) -> Router {
 }
 
 async fn unknown(State(_): State<Arc<Edge>>, method: Method, uri: Uri) -> ApiError {
-    let message = format!("there is no {method} {}; see /v1/models, /v1/chat/completions, /v1/completions, /generate", uri.path());
+    let message = format!(
+        "there is no {method} {}; see /v1/models, /v1/chat/completions, /v1/completions, /generate",
+        uri.path()
+    );
     ApiError::new(StatusCode::NOT_FOUND, "unknown_path", message)
 }
 
@@ -220,6 +224,12 @@ pub async fn serve(
     edge: Arc<Edge>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
+    // Tokens are small writes; without this each would wait for the acknowledgement of the one before it.
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection keeps Nagle's algorithm");
+        }
+    });
     axum::serve(listener, app(edge)).with_graceful_shutdown(shutdown).await
 }
 

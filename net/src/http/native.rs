@@ -30,24 +30,10 @@ const LIMIT: u32 = 128;
 
 /// Continues prompts.
 pub(super) async fn post(State(edge): State<Arc<Edge>>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
-    fields::expect_json(&headers)?;
-    let bytes = fields::read(&headers, body, edge.config().body_max).await?;
-    let map = fields::object(&bytes)?;
-    let fields = Fields::new(&map, "");
-    let (prompts, is_batch) = prompts(&edge, &fields)?;
-    let empty = Map::new();
-    let params = match fields.get("sampling_params") {
-        None => &empty,
-        Some(Value::Object(map)) => map,
-        Some(Value::Array(_)) => {
-            return Err(fields.wrong("sampling_params", "one object for all prompts; send differing prompts one by one"));
-        }
-        Some(_) => return Err(fields.wrong("sampling_params", "an object")),
-    };
-    let (ask, shape) = ask(&edge, &fields, &Fields::new(params, "sampling_params."), &headers, prompts, is_batch)?;
+    let (ask, shape) = fields::prepare(&edge, headers, body, prepare).await?;
     let mut generations = generation::start(&edge, &ask)?;
     let id = ask.rids.names[0].clone();
-    let response = if fields.bool("stream")? {
+    let response = if shape.is_streamed {
         if let Some(first) = generations.first_mut() {
             first.begin().await?;
         }
@@ -59,6 +45,25 @@ pub(super) async fn post(State(edge): State<Arc<Edge>>, headers: HeaderMap, body
         if shape.is_list { Json(Value::Array(list)).into_response() } else { Json(list.swap_remove(0)).into_response() }
     };
     Ok(super::openai::answered(&id, response))
+}
+
+/// What a body asks for.
+fn prepare(edge: &Arc<Edge>, headers: &HeaderMap, bytes: &[u8]) -> Result<(Ask, Shape), ApiError> {
+    let map = fields::object(bytes)?;
+    let fields = Fields::new(&map, "");
+    let (prompts, is_batch) = prompts(edge, &fields)?;
+    let empty = Map::new();
+    let params = match fields.get("sampling_params") {
+        None => &empty,
+        Some(Value::Object(map)) => map,
+        Some(Value::Array(_)) => {
+            return Err(
+                fields.wrong("sampling_params", "one object for all prompts; send differing prompts one by one")
+            );
+        }
+        Some(_) => return Err(fields.wrong("sampling_params", "an object")),
+    };
+    ask(edge, &fields, &Fields::new(params, "sampling_params."), headers, prompts, is_batch)
 }
 
 fn ask(
@@ -106,6 +111,7 @@ fn ask(
     };
     let shape = Shape {
         text: Arc::clone(edge.text()),
+        is_streamed: fields.bool("stream")?,
         is_list,
         has_logprobs,
         has_texts,
@@ -119,7 +125,8 @@ fn ask(
 fn prompts(edge: &Edge, fields: &Fields<'_>) -> Result<(Vec<Prompt>, bool), ApiError> {
     let vocabulary = edge.text().vocabulary();
     let of_tokens = |list: &[Value]| {
-        let tokens = fields::tokens(list, vocabulary).map_err(|at| fields.bad_token("input_ids", at, &list[at], vocabulary))?;
+        let tokens =
+            fields::tokens(list, vocabulary).map_err(|at| fields.bad_token("input_ids", at, &list[at], vocabulary))?;
         Ok::<_, ApiError>(Prompt::of_tokens(tokens))
     };
     match (fields.get("text"), fields.get("input_ids")) {
@@ -139,7 +146,9 @@ fn prompts(edge: &Edge, fields: &Fields<'_>) -> Result<(Vec<Prompt>, bool), ApiE
         }
         (None, Some(Value::Array(list))) => Ok((vec![of_tokens(list)?], false)),
         (None, Some(_)) => Err(fields.wrong("input_ids", "a list of tokens or a list of lists of tokens")),
-        (None, None) => Err(ApiError::field("text", "send the prompt as text (a text) or as input_ids (tokens); both are missing")),
+        (None, None) => {
+            Err(ApiError::field("text", "send the prompt as text (a text) or as input_ids (tokens); both are missing"))
+        }
         (Some(_), Some(_)) => Err(ApiError::field("input_ids", "text and input_ids are both given; send one of them")),
     }
 }
@@ -149,7 +158,9 @@ fn rids(edge: &Edge, fields: &Fields<'_>, headers: &HeaderMap, prompts: usize) -
         let names: Option<Vec<String>> =
             list.iter().map(|name| name.as_str().filter(|name| ask::is_name(name)).map(str::to_owned)).collect();
         let names = names.filter(|names| names.len() == prompts && prompts > 0);
-        let names = names.ok_or_else(|| fields.wrong("rid", &format!("a name, or a list of {prompts} names (one for each prompt)")))?;
+        let names = names.ok_or_else(|| {
+            fields.wrong("rid", &format!("a name, or a list of {prompts} names (one for each prompt)"))
+        })?;
         return Ok(Rids { names, is_given: true });
     }
     if let Some(rid) = ask::rid(fields, "rid")? {
@@ -161,6 +172,7 @@ fn rids(edge: &Edge, fields: &Fields<'_>, headers: &HeaderMap, prompts: usize) -
 
 struct Shape {
     text: Arc<Text>,
+    is_streamed: bool,
     is_list: bool,
     has_logprobs: bool,
     has_texts: bool,
@@ -185,7 +197,11 @@ impl Shape {
     }
 
     fn top(&self, top: &[(Token, f32)]) -> Value {
-        if top.is_empty() { Value::Null } else { top.iter().map(|&(token, logprob)| self.row(token, Some(logprob))).collect() }
+        if top.is_empty() {
+            Value::Null
+        } else {
+            top.iter().map(|&(token, logprob)| self.row(token, Some(logprob))).collect()
+        }
     }
 
     /// What is known of a sequence; `why` is `None` while it goes on.
@@ -233,7 +249,9 @@ fn finish(why: &Why, completion: u32) -> Value {
         Why::Stop(Matched::Token(token)) => json!({ "type": "stop", "matched": token.0 }),
         Why::Stop(Matched::Text(text)) => json!({ "type": "stop", "matched": text }),
         Why::Length => json!({ "type": "length", "length": completion }),
-        Why::Abort => json!({ "type": "abort", "message": "aborted on request", "status_code": null, "err_type": null }),
+        Why::Abort => {
+            json!({ "type": "abort", "message": "aborted on request", "status_code": null, "err_type": null })
+        }
         Why::Failed(error) => {
             json!({ "type": "abort", "message": error.message, "status_code": error.status.as_u16(), "err_type": error.code })
         }

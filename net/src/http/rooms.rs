@@ -49,19 +49,24 @@ pub(super) fn legs(
             Some((Value::String(host), _)) if !host.is_empty() && host.len() <= 255 => Some(host.as_str()),
             Some(_) => return Err(fields.wrong("bootstrap_host", "a host name or address, or a list of them")),
         };
-        let port = match pick(fields, "bootstrap_port", ports, at, prompts, choices)? {
-            None => None,
-            Some((value, _)) => {
-                let port = value.as_u64().and_then(|port| u16::try_from(port).ok()).filter(|&port| port > 0);
-                Some(port.ok_or_else(|| fields.wrong("bootstrap_port", "a port from 1 to 65535, null, or a list of them"))?)
-            }
-        };
+        let port =
+            match pick(fields, "bootstrap_port", ports, at, prompts, choices)? {
+                None => None,
+                Some((value, _)) => {
+                    let port = value.as_u64().and_then(|port| u16::try_from(port).ok()).filter(|&port| port > 0);
+                    Some(port.ok_or_else(|| {
+                        fields.wrong("bootstrap_port", "a port from 1 to 65535, null, or a list of them")
+                    })?)
+                }
+            };
         let is_fake = host == Some(FAKE_HOST);
         let room = match pick(fields, "bootstrap_room", rooms, at, prompts, choices)? {
             _ if is_fake => fake_room(),
             Some((value, offset)) => {
                 let room = value.as_u64().filter(|&room| room <= ROOM_MAX);
-                let room = room.ok_or_else(|| fields.wrong("bootstrap_room", "a whole number from 0 to 2^63 - 1, or a list of them"))?;
+                let room = room.ok_or_else(|| {
+                    fields.wrong("bootstrap_room", "a whole number from 0 to 2^63 - 1, or a list of them")
+                })?;
                 Room((room + offset as u64) & ROOM_MAX)
             }
             None => return Err(fields.wrong("bootstrap_room", "a number, because bootstrap_host is given")),
@@ -73,7 +78,9 @@ pub(super) fn legs(
                 JobLeg::Decode { room, from: Source::At { host: host.trim_matches(['[', ']']).to_owned(), port } }
             }
             (Mode::Decode, None) => {
-                return Err(fields.wrong("bootstrap_host", "the prefill worker's host, because bootstrap_room is given"));
+                return Err(
+                    fields.wrong("bootstrap_host", "the prefill worker's host, because bootstrap_room is given")
+                );
             }
             (Mode::Unified, _) => JobLeg::Whole,
         });

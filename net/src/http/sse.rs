@@ -64,6 +64,8 @@ struct Events<R> {
     render: R,
     out: Out,
     state: State,
+    /// Who comes first next time, so that a client that reads slowly still sees all of its sequences go on.
+    turn: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -76,7 +78,7 @@ enum State {
 /// The response that streams these sequences.
 pub(super) fn response(generations: Vec<Generation>, render: impl Render) -> Response {
     let open = vec![true; generations.len()];
-    let events = Events { generations, open, render, out: Out::default(), state: State::Start };
+    let events = Events { generations, open, render, out: Out::default(), state: State::Start, turn: 0 };
     let headers = [(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-cache")];
     (headers, Body::from_stream(events)).into_response()
 }
@@ -85,11 +87,15 @@ impl<R: Render> Events<R> {
     /// Turns what is there into events. False when every sequence waits.
     fn advance(&mut self, context: &mut Context<'_>) -> bool {
         let before = self.out.bytes.len();
-        for at in 0..self.generations.len() {
+        let count = self.generations.len();
+        self.turn = (self.turn + 1) % count.max(1);
+        for at in (0..count).map(|at| (at + self.turn) % count) {
             while self.open[at] && self.out.bytes.len() < BYTES_MAX {
                 match self.generations[at].poll_step(context) {
                     Poll::Pending => break,
-                    Poll::Ready(Some(Step::Piece(piece))) => self.render.piece(&self.generations[at], piece, &mut self.out),
+                    Poll::Ready(Some(Step::Piece(piece))) => {
+                        self.render.piece(&self.generations[at], piece, &mut self.out)
+                    }
                     Poll::Ready(Some(Step::End(End { why: Why::Failed(error), .. }))) => {
                         self.out.event(&error.json());
                         self.close();

@@ -62,11 +62,15 @@ pub(super) async fn detokenize(
     let skip_special = fields.bool_or("skip_special_tokens", true)?;
     let text = edge.text();
     let vocabulary = text.vocabulary();
-    if let Some(list) = fields.get("tokens").and_then(Value::as_array).filter(|list| list.first().is_some_and(Value::is_array)) {
+    if let Some(list) =
+        fields.get("tokens").and_then(Value::as_array).filter(|list| list.first().is_some_and(Value::is_array))
+    {
         let mut texts = Vec::new();
         for item in list {
-            let item = item.as_array().ok_or_else(|| fields.wrong("tokens", "a list of tokens or a list of such lists"))?;
-            let tokens = fields::tokens(item, vocabulary).map_err(|at| fields.bad_token("tokens", at, &item[at], vocabulary))?;
+            let item =
+                item.as_array().ok_or_else(|| fields.wrong("tokens", "a list of tokens or a list of such lists"))?;
+            let tokens =
+                fields::tokens(item, vocabulary).map_err(|at| fields.bad_token("tokens", at, &item[at], vocabulary))?;
             texts.push(text.decode(&tokens, skip_special));
         }
         return Ok(Json(json!({ "prompt": texts, "text": texts })));

@@ -94,7 +94,8 @@ fn kind(decoder: &Value, is_first_space_stripped: &mut bool) -> Result<Kind, Tex
         Some("ByteLevel") => Ok(Kind::ByteLevel),
         Some("Metaspace") => {
             let scheme = decoder["prepend_scheme"].as_str();
-            *is_first_space_stripped = scheme.map_or(decoder["add_prefix_space"] != Value::Bool(false), |s| s != "never");
+            *is_first_space_stripped =
+                scheme.map_or(decoder["add_prefix_space"] != Value::Bool(false), |s| s != "never");
             Ok(Kind::Sentence)
         }
         Some("ByteFallback" | "Fuse") => Ok(Kind::Sentence),

@@ -324,7 +324,9 @@ fn parts(index: usize, content: &Value, is_of_parts: bool) -> Result<Value, Temp
         match kind.as_str() {
             Some("text" | "input_text" | "output_text") => {}
             Some(other) => {
-                return Err(wrong(format!(" has the type {other:?}; this model reads text only, send parts of type text")));
+                return Err(wrong(format!(
+                    " has the type {other:?}; this model reads text only, send parts of type text"
+                )));
             }
             None => return Err(wrong(".type must be a text".into())),
         }

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::{Reading, Usage, answered, ask, close, envelope, legs, logprobs, name};
 use crate::http::Edge;
-use crate::http::ask::{logprobs as allowed_logprobs, Ask};
+use crate::http::ask::{Ask, logprobs as allowed_logprobs};
 use crate::http::error::ApiError;
 use crate::http::fields::{self, Fields};
 use crate::http::generation::{self, Answer, End, Generation, Piece};
@@ -46,32 +46,40 @@ pub(in crate::http) async fn post(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    fields::expect_json(&headers)?;
-    let bytes = fields::read(&headers, body, edge.config().body_max).await?;
-    let map = fields::object(&bytes)?;
+    let (ask, reading) = fields::prepare(&edge, headers, body, prepare).await?;
+    let id = reading.id.clone();
+    answer(&edge, ask, reading).await.map(|response| answered(&id, response))
+}
+
+/// What a body asks for.
+fn prepare(edge: &Arc<Edge>, headers: &HeaderMap, bytes: &[u8]) -> Result<(Ask, Reading), ApiError> {
+    let map = fields::object(bytes)?;
     let fields = Fields::new(&map, "");
-    let (id, is_given) = name(&edge, &fields, &headers, "chatcmpl-")?;
-    let reading = Reading::new(&edge, &fields, id.clone())?;
-    let mut ask = ask(&edge, &fields, (id.clone(), is_given), "chat")?;
+    let (id, is_given) = name(edge, &fields, headers, "chatcmpl-")?;
+    let reading = Reading::new(edge, &fields, id.clone())?;
+    let mut ask = ask(edge, &fields, (id, is_given), "chat")?;
     if ask.limit == Some(0) {
-        return Err(fields.wrong(if fields.get("max_completion_tokens").is_some() { "max_completion_tokens" } else { "max_tokens" }, "at least 1"));
+        return Err(fields.wrong(
+            if fields.get("max_completion_tokens").is_some() { "max_completion_tokens" } else { "max_tokens" },
+            "at least 1",
+        ));
     }
     let has_logprobs = fields.bool("logprobs")?;
     let top = fields.u32("top_logprobs")?;
     if has_logprobs {
-        ask.sampling.logprobs = Some(allowed_logprobs(&edge, "top_logprobs", top.unwrap_or(0))?);
+        ask.sampling.logprobs = Some(allowed_logprobs(edge, "top_logprobs", top.unwrap_or(0))?);
     } else if top.is_some_and(|count| count > 0) {
         return Err(ApiError::field("top_logprobs", "top_logprobs needs logprobs: true"));
     }
-    let prompt = edge.text().chat(&conversation(&fields, &bytes)?)?;
+    let prompt = edge.text().chat(&conversation(&fields, bytes)?)?;
     ask.prompts = vec![edge.text().encode(&prompt, false)?];
-    ask.legs = legs(&edge, &fields, &ask)?;
-    answer(&edge, ask, reading).await.map(|response| answered(&id, response))
+    ask.legs = legs(edge, &fields, &ask)?;
+    Ok((ask, reading))
 }
 
 /// The conversation of a body.
 pub(in crate::http) fn conversation(fields: &Fields<'_>, bytes: &[u8]) -> Result<Chat, ApiError> {
-    if !fields.get("messages").is_some_and(|messages| messages.as_array().is_some_and(|list| !list.is_empty())) {
+    if fields.get("messages").and_then(Value::as_array).is_none_or(Vec::is_empty) {
         return Err(fields.wrong("messages", "a list of at least one message"));
     }
     if fields.get("tools").is_some_and(|tools| !tools.is_array()) {
@@ -85,7 +93,8 @@ pub(in crate::http) fn conversation(fields: &Fields<'_>, bytes: &[u8]) -> Result
             "tool_choice can be \"auto\" or \"none\": this server has no grammars to force a call with",
         ));
     }
-    let invalid = |error: serde_json::Error| ApiError::field("messages", format!("the conversation cannot be read: {error}"));
+    let invalid =
+        |error: serde_json::Error| ApiError::field("messages", format!("the conversation cannot be read: {error}"));
     let mut given: Conversation = serde_json::from_slice(bytes).map_err(invalid)?;
     if choice.and_then(Value::as_str) == Some("none") {
         given.tools = Native::from(());
@@ -128,7 +137,10 @@ async fn answer(edge: &Arc<Edge>, ask: Ask, reading: Reading) -> Result<Response
         if let Some(first) = generations.first_mut() {
             first.begin().await?;
         }
-        return Ok(sse::response(generations, Chunks { text, reading, choices, has_logprobs, usage: Usage::default() }));
+        return Ok(sse::response(
+            generations,
+            Chunks { text, reading, choices, has_logprobs, usage: Usage::default() },
+        ));
     }
     let answers = generation::collect(generations).await?;
     let usage = Usage::of(answers.iter().map(|answer| &answer.generation), choices);

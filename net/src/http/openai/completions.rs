@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::logprobs::Lists;
 use super::{Reading, Usage, answered, ask, close, count_logprobs, envelope, legs, name};
 use crate::http::Edge;
-use crate::http::ask::score_prompt;
+use crate::http::ask::{Ask, score_prompt};
 use crate::http::error::ApiError;
 use crate::http::fields::{self, Fields};
 use crate::http::generation::{self, Answer, End, Generation, Piece};
@@ -33,31 +33,9 @@ pub(in crate::http) async fn post(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    fields::expect_json(&headers)?;
-    let bytes = fields::read(&headers, body, edge.config().body_max).await?;
-    let map = fields::object(&bytes)?;
-    let fields = Fields::new(&map, "");
-    let (id, is_given) = name(&edge, &fields, &headers, "cmpl-")?;
-    let reading = Reading::new(&edge, &fields, id.clone())?;
-    let mut ask = ask(&edge, &fields, (id.clone(), is_given), "completions")?;
-    let is_echoed = fields.bool("echo")?;
-    let limit = *ask.limit.get_or_insert(LIMIT);
-    if limit == 0 && !is_echoed {
-        return Err(fields.wrong("max_tokens", "at least 1 (0 goes with echo only)"));
-    }
-    count_logprobs(&edge, &fields, &mut ask.sampling)?;
-    if is_echoed && ask.sampling.logprobs.is_some() {
-        score_prompt(&edge, &mut ask.sampling, 0, "echo with logprobs")?;
-    }
-    let prompts = prompts(&edge, &fields)?;
-    let echoes = if is_echoed { prompts.iter().map(|prompt| prompt.text(edge.text())).collect() } else { Vec::new() };
-    ask.prompts = prompts.into_iter().map(|prompt| prompt.tokens).collect();
-    ask.legs = legs(&edge, &fields, &ask)?;
-    let choices = ask.choices;
-    let has_logprobs = ask.sampling.logprobs.is_some();
+    let (ask, shape) = fields::prepare(&edge, headers, body, prepare).await?;
+    let id = shape.reading.id.clone();
     let mut generations = generation::start(&edge, &ask)?;
-    let text = Arc::clone(edge.text());
-    let shape = Shape { text, reading, choices, has_logprobs, echoes };
     let response = if shape.reading.is_streamed {
         if let Some(first) = generations.first_mut() {
             first.begin().await?;
@@ -66,13 +44,38 @@ pub(in crate::http) async fn post(
         sse::response(generations, Chunks { shape, begun, usage: Usage::default() })
     } else {
         let answers = generation::collect(generations).await?;
-        let usage = Usage::of(answers.iter().map(|answer| &answer.generation), choices);
+        let usage = Usage::of(answers.iter().map(|answer| &answer.generation), shape.choices);
         let list = answers.iter().map(|answer| shape.choice(answer)).collect();
         let mut body = envelope(&shape.reading, "text_completion", list);
         body.insert("usage".into(), usage.json());
         Json(body).into_response()
     };
     Ok(answered(&id, response))
+}
+
+/// What a body asks for.
+fn prepare(edge: &Arc<Edge>, headers: &HeaderMap, bytes: &[u8]) -> Result<(Ask, Shape), ApiError> {
+    let map = fields::object(bytes)?;
+    let fields = Fields::new(&map, "");
+    let (id, is_given) = name(edge, &fields, headers, "cmpl-")?;
+    let reading = Reading::new(edge, &fields, id.clone())?;
+    let mut ask = ask(edge, &fields, (id, is_given), "completions")?;
+    let is_echoed = fields.bool("echo")?;
+    let limit = *ask.limit.get_or_insert(LIMIT);
+    if limit == 0 && !is_echoed {
+        return Err(fields.wrong("max_tokens", "at least 1 (0 goes with echo only)"));
+    }
+    count_logprobs(edge, &fields, &mut ask.sampling)?;
+    if is_echoed && ask.sampling.logprobs.is_some() {
+        score_prompt(edge, &mut ask.sampling, 0, "echo with logprobs")?;
+    }
+    let prompts = prompts(edge, &fields)?;
+    let echoes = if is_echoed { prompts.iter().map(|prompt| prompt.text(edge.text())).collect() } else { Vec::new() };
+    ask.prompts = prompts.into_iter().map(|prompt| prompt.tokens).collect();
+    ask.legs = legs(edge, &fields, &ask)?;
+    let has_logprobs = ask.sampling.logprobs.is_some();
+    let shape = Shape { text: Arc::clone(edge.text()), reading, choices: ask.choices, has_logprobs, echoes };
+    Ok((ask, shape))
 }
 
 /// A prompt in the form in which it came.
@@ -111,13 +114,16 @@ fn prompts(edge: &Edge, fields: &Fields<'_>) -> Result<Vec<Prompt>, ApiError> {
                 .iter()
                 .map(|item| Prompt::of_text(edge, item.as_str().ok_or_else(|| fields.wrong("prompt", must))?))
                 .collect(),
-            Some(Value::Array(_)) => {
-                list.iter().map(|item| of_tokens(item.as_array().ok_or_else(|| fields.wrong("prompt", must))?)).collect()
-            }
+            Some(Value::Array(_)) => list
+                .iter()
+                .map(|item| of_tokens(item.as_array().ok_or_else(|| fields.wrong("prompt", must))?))
+                .collect(),
             None => Err(fields.wrong("prompt", "not empty")),
             Some(Value::Null | Value::Bool(_) | Value::Object(_)) => Err(fields.wrong("prompt", must)),
         },
-        None | Some(Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_)) => Err(fields.wrong("prompt", must)),
+        None | Some(Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_)) => {
+            Err(fields.wrong("prompt", must))
+        }
     }
 }
 

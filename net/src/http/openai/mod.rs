@@ -21,8 +21,8 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::generation::{Answer, Generation};
 use super::rooms;
-pub(super) use logprobs::number;
 use crate::text::strftime::unix_seconds;
+pub(super) use logprobs::number;
 
 /// What the client wants to read of an answer.
 #[derive(Clone, Debug)]

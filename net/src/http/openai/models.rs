@@ -16,7 +16,10 @@ pub(in crate::http) async fn list(State(edge): State<Arc<Edge>>) -> Json<Value> 
 }
 
 /// The one model by name; names may have slashes.
-pub(in crate::http) async fn one(State(edge): State<Arc<Edge>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+pub(in crate::http) async fn one(
+    State(edge): State<Arc<Edge>>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
     if edge.is_model(&name) { Ok(Json(card(&edge))) } else { Err(not_found(&edge, &name)) }
 }
 

@@ -39,7 +39,12 @@ fn cases() -> Vec<(&'static str, Value, &'static str, &'static str)> {
         (CHAT, json!({ "messages": [3] }), "messages[0]", "an object with role and content"),
         (CHAT, json!({ "messages": [{ "content": "x" }] }), "messages[0]", "role"),
         (CHAT, json!({ "messages": [{ "role": "user", "content": 5 }] }), "messages[0]", "content must be a text"),
-        (CHAT, json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url" }] }] }), "messages[0]", "image_url"),
+        (
+            CHAT,
+            json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url" }] }] }),
+            "messages[0]",
+            "image_url",
+        ),
         (CHAT, json!({ "messages": [{ "role": "wizard", "content": "x" }] }), "messages", "role wizard is not known"),
         (CHAT, chat("temperature", json!(99)), "temperature", "from 0 to 2; it is 99"),
         (CHAT, chat("temperature", json!("warm")), "temperature", "the text \"warm\""),
@@ -69,7 +74,7 @@ fn cases() -> Vec<(&'static str, Value, &'static str, &'static str)> {
         (CHAT, chat("priority", json!(1e12)), "priority", "32 bits"),
         (CHAT, chat("chat_template", json!("rag")), "chat_template", "no chat template named \"rag\""),
         (CHAT, chat("chat_template_kwargs", json!([1])), "chat_template_kwargs", "an object"),
-        (CHAT, json!({ "messages": user(&"long ".repeat(2000)) }), "prompt", "512 tokens"),
+        (CHAT, json!({ "messages": user(&"long ".repeat(10_000)) }), "prompt", "512 tokens"),
         (TEXT, json!({}), "prompt", "missing"),
         (TEXT, json!({ "prompt": [] }), "prompt", "not empty"),
         (TEXT, json!({ "prompt": [[]] }), "prompt", "no tokens"),
@@ -111,7 +116,10 @@ async fn bad_values_are_refused_with_the_field_and_the_reason() {
         assert_eq!(error["param"], param, "{path} {body} {}", answer.text);
         assert!(error["message"].as_str().unwrap().contains(part), "{path} {body} {}", answer.text);
         assert_eq!((&error["type"], &error["status"]), (&json!("invalid_request_error"), &json!(400)));
-        assert_eq!((&json["object"], &json["code"], &json["message"]), (&json!("error"), &json!(400), &error["message"]));
+        assert_eq!(
+            (&json["object"], &json["code"], &json["message"]),
+            (&json!("error"), &json!(400), &error["message"])
+        );
     }
     assert_eq!(server.mock.jobs().len(), 0, "nothing of it reached the worker");
 }
@@ -169,7 +177,8 @@ async fn paths_methods_types_and_sizes_have_statuses_of_their_own() {
     let got = server.get(CHAT).await;
     assert_eq!((got.status, got.headers["allow"].to_str().unwrap()), (StatusCode::METHOD_NOT_ALLOWED, "POST"));
     assert_eq!(got.json()["error"]["code"], "method_not_allowed");
-    let form = Request::post(TEXT).header("content-type", "application/x-www-form-urlencoded").body(Body::from("{}")).unwrap();
+    let form =
+        Request::post(TEXT).header("content-type", "application/x-www-form-urlencoded").body(Body::from("{}")).unwrap();
     let form = server.send(form).await;
     assert_eq!(form.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
     assert!(form.json()["error"]["message"].as_str().unwrap().contains("application/json"));

@@ -103,14 +103,16 @@ async fn a_streamed_echo_comes_first_and_offsets_go_on_behind_it() {
     let choices = || events.iter().map(|event| &event["choices"][0]);
     let text: String = choices().map(|choice| choice["text"].as_str().unwrap()).collect();
     assert_eq!(text, whole["text"].as_str().unwrap());
-    let offsets: Vec<Value> = choices().flat_map(|choice| choice["logprobs"]["text_offset"].as_array().unwrap().clone()).collect();
+    let offsets: Vec<Value> =
+        choices().flat_map(|choice| choice["logprobs"]["text_offset"].as_array().unwrap().clone()).collect();
     assert_eq!(json!(offsets), whole["logprobs"]["text_offset"]);
 }
 
 #[tokio::test]
 async fn ids_and_names_of_requests_come_back() {
     let server = Server::new();
-    let answer = server.post("/v1/completions", &json!({ "prompt": "hello", "rid": "mine", "return_token_ids": true })).await;
+    let answer =
+        server.post("/v1/completions", &json!({ "prompt": "hello", "rid": "mine", "return_token_ids": true })).await;
     let body = answer.ok();
     assert_eq!((&body["id"], &answer.headers["x-request-id"]), (&json!("mine"), &"mine".parse().unwrap()));
     let count = body["usage"]["completion_tokens"].as_u64().unwrap();

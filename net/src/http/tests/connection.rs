@@ -35,7 +35,10 @@ async fn listen(server: Server) -> Listening {
 impl Listening {
     async fn post(&self, path: &str, body: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
-        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
         stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
         stream
     }
@@ -79,7 +82,7 @@ async fn a_client_that_goes_away_in_a_stream_cancels_all_of_its_sequences() {
     let mut stream = listening.post("/v1/chat/completions", body).await;
     listening.server.submitted(3).await;
     listening.server.mock.trickle(Token(70));
-    read_until(&mut stream, "\"content\":\"g\"").await;
+    read_until(&mut stream, "\"content\":\"F\"").await;
     drop(stream);
     let mut cancels = listening.server.mock.cancels();
     timeout(PATIENCE, cancels.wait_for(|cancels| cancels.len() == 3)).await.unwrap().unwrap();
@@ -147,7 +150,8 @@ async fn a_failure_in_the_middle_of_a_stream_is_an_event() {
     let text = streamed.await.unwrap();
     let events: Vec<&str> = text.split("\n\n").collect();
     assert_eq!(events[events.len() - 2..], ["data: [DONE]", ""]);
-    let error: serde_json::Value = serde_json::from_str(events[events.len() - 3].strip_prefix("data: ").unwrap()).unwrap();
+    let error: serde_json::Value =
+        serde_json::from_str(events[events.len() - 3].strip_prefix("data: ").unwrap()).unwrap();
     assert_eq!((&error["error"]["status"], &error["error"]["code"]), (&json!(503), &json!("kv_transfer_failed")));
     assert!(server.mock.cancels().borrow().is_empty());
 }

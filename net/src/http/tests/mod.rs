@@ -8,7 +8,7 @@ mod connection;
 mod native;
 mod operators;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::Router;
 use axum::body::Body;
@@ -28,6 +28,11 @@ use crate::text::{Files, Text};
 pub(super) const END: Token = Token(378);
 
 pub(super) fn text() -> Arc<Text> {
+    static TEXT: LazyLock<Arc<Text>> = LazyLock::new(read);
+    Arc::clone(&TEXT)
+}
+
+fn read() -> Arc<Text> {
     let files = Files {
         tokenizer: include_bytes!("../../../tests/data/tiny/tokenizer.json").to_vec(),
         config: Some(include_bytes!("../../../tests/data/tiny/tokenizer_config.json").to_vec()),
@@ -67,7 +72,10 @@ impl Server {
     /// A worker that always answers with this text, then stops.
     pub(super) fn saying(said: &str) -> Self {
         let tokens = text().encode(said, false).unwrap();
-        Self::of(Mock::new(Mock::info("tiny-model", Mode::Unified)).with_answers(move |_| tokens.clone()), EdgeConfig::default())
+        Self::of(
+            Mock::new(Mock::info("tiny-model", Mode::Unified)).with_answers(move |_| tokens.clone()),
+            EdgeConfig::default(),
+        )
     }
 
     pub(super) fn app(&self) -> Router {

@@ -22,7 +22,10 @@ async fn models_have_cards() {
     let list = server.get("/v1/models").await;
     assert_eq!(list.headers["content-type"], "application/json");
     let card = list.json()["data"][0].clone();
-    assert_eq!((&card["id"], &card["max_model_len"], &card["root"]), (&json!("org/tiny"), &json!(512), &json!("/models/org/tiny")));
+    assert_eq!(
+        (&card["id"], &card["max_model_len"], &card["root"]),
+        (&json!("org/tiny"), &json!(512), &json!("/models/org/tiny"))
+    );
     assert!(card["created"].as_u64().unwrap() > 0);
     assert_eq!(server.get("/v1/models/org/tiny").await.json(), card);
     let other = server.get("/v1/models/other").await;
@@ -82,7 +85,8 @@ async fn metrics_are_the_workers_text_for_get_and_head() {
 #[tokio::test]
 async fn orders_reach_the_worker_and_its_words_come_back() {
     let server = Server::new();
-    let attach = r#"{"hicache_storage_backend": "file", "hicache_storage_backend_extra_config_json": "{\"path\": \"/kv\"}"}"#;
+    let attach =
+        r#"{"hicache_storage_backend": "file", "hicache_storage_backend_extra_config_json": "{\"path\": \"/kv\"}"}"#;
     for (method, path, body, said) in [
         (Method::POST, "/flush_cache?timeout=1", "", "Cache flushed.\n"),
         (Method::GET, "/flush_cache", "", "Cache flushed.\n"),
@@ -100,7 +104,10 @@ async fn orders_reach_the_worker_and_its_words_come_back() {
     for (body, part) in [
         ("{}", "hicache_storage_backend must be"),
         (r#"{"hicache_storage_backend": "tape"}"#, "use file"),
-        (r#"{"hicache_storage_backend": "file", "hicache_storage_backend_extra_config_json": "[1"}"#, "JSON object in a text"),
+        (
+            r#"{"hicache_storage_backend": "file", "hicache_storage_backend_extra_config_json": "[1"}"#,
+            "JSON object in a text",
+        ),
     ] {
         let (status, text) = call(&server, Method::PUT, "/hicache/storage-backend", body).await;
         assert_eq!(status, StatusCode::BAD_REQUEST);
