@@ -1,2 +1,5 @@
 //! What pd says to the world: HTTP, peers, disks.
 #![forbid(unsafe_code)]
+
+mod client;
+pub mod router;
