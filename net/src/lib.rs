@@ -1,5 +1,6 @@
 //! What pd says to the world: HTTP, peers, disks.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 mod client;
 pub mod router;

@@ -125,10 +125,8 @@ async fn a_worker_that_stays_silent_is_a_gateway_timeout() {
 async fn a_slow_worker_is_waited_for() {
     let (prefill, decode) = (Mock::well("p").await, Mock::start("d", vec![Behave::Gated]).await);
     let router = Served::ready(pair(&prefill, &decode), 2).await;
-    for _ in 0..3 {
-        decode.shared.gate.notify_one();
-    }
-    let open = router.post("/v1/chat/completions", &streamed(chat()));
+    let body = streamed(chat());
+    let open = router.post("/v1/chat/completions", &body);
     let opening = async {
         decode.until("/v1/chat/completions", 1).await;
         loop {

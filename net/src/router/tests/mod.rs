@@ -211,7 +211,7 @@ async fn act(shared: &Arc<Shared>, behave: Behave, is_stream: bool) -> Response 
                         shared.gate.notified().await;
                     }
                     if index == 3 {
-                        watch.0 = None;
+                        watch.0.take();
                         return None;
                     }
                     let bytes = Bytes::from(format!("data: {{\"w\":\"{}\",\"i\":{index}}}\n\n", shared.name));
