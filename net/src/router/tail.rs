@@ -99,7 +99,17 @@ impl Tail {
         if let Some(first) = begun.first {
             tail.take(first);
         }
+        tail.close_if_whole();
         tail
+    }
+
+    /// The last byte of a body of known length is its end. The server asks for no more then, so that waiting for the
+    /// end would never see it, and would take a whole answer for one that its client has left.
+    fn close_if_whole(&mut self) {
+        if self.rest.as_ref().is_some_and(Body::is_end_stream) {
+            // Nothing is broken: there is no error.
+            self.close(None);
+        }
     }
 
     fn take(&mut self, data: Bytes) {
@@ -203,6 +213,7 @@ impl Body for Tail {
                                 return Poll::Ready(Some(Err(error)));
                             }
                         }
+                        self.close_if_whole();
                     }
                     continue;
                 }
@@ -226,7 +237,14 @@ impl Body for Tail {
                 let queued: u64 = self.queue.iter().map(|data| data.len() as u64).sum();
                 rest.size_hint().exact().map_or_else(SizeHint::default, |left| SizeHint::with_exact(left + queued))
             }
+            None if !self.is_events && self.merge.is_none() => {
+                SizeHint::with_exact(self.queue.iter().map(|data| data.len() as u64).sum())
+            }
             Some(_) | None => SizeHint::default(),
         }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_none() && self.queue.is_empty()
     }
 }

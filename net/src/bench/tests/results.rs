@@ -3,7 +3,7 @@
 use super::*;
 
 /// A server that waits 40 ms for the first and 10 ms for each further token cannot be faster than that, and on a busy
-/// machine is slower: lower bounds are hard, upper bounds are those of a median.
+/// machine is slower: lower bounds are hard, and all that is measured of requests in turn fits into the run.
 #[tokio::test]
 async fn known_delays_are_measured() {
     let mock = Mock::start(|_, _| completion(40, 10, 5)).await;
@@ -16,8 +16,8 @@ async fn known_delays_are_measured() {
         let tpot = record.tpot().expect("five tokens");
         assert!((tpot * 4.0 - record.itl.iter().sum::<f64>()).abs() < 1e-6);
     }
-    assert!((39.0..80.0).contains(&report.ttft_ms.median), "{}", report.ttft_ms.median);
-    assert!((9.0..30.0).contains(&report.itl_ms.median), "{}", report.itl_ms.median);
+    assert!(report.itl_ms.mean >= 9.7, "{:?}", report.itl_ms);
+    assert!(report.records.iter().map(|record| record.latency).sum::<f64>() <= report.duration);
     assert_eq!(report.max_concurrent_requests, 1);
     assert_eq!((report.input_tokens, report.output_tokens, report.cached_tokens), (80, 40, Some(32)));
     assert_eq!(report.cache_hit_rate(), Some(0.4));
