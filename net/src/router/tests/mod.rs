@@ -154,6 +154,7 @@ async fn mock(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     match path.as_str() {
         "/health" => plain(shared.health.load(Ordering::Relaxed), String::new()),
         "/server_info" => plain(200, shared.info.lock().unwrap().to_string()),
+        "/v1/loads" => plain(200, json!({"loads": shared.info.lock().unwrap()["loads"]}).to_string()),
         "/v1/models" => plain(200, json!({"data": [{"id": "tiny", "max_model_len": 512}]}).to_string()),
         "/flush_cache" | "/abort_request" => plain(200, String::new()),
         "/tokenize" => plain(200, json!({"count": 1}).to_string()),
@@ -286,10 +287,14 @@ fn pair(prefill: &Mock, decode: &Mock) -> RouterConfig {
 
 impl Served {
     async fn start(config: RouterConfig) -> Self {
+        Self::start_with(config, RouterHooks::default()).await
+    }
+
+    async fn start_with(config: RouterConfig, hooks: RouterHooks) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let (stop, stopped) = oneshot::channel::<()>();
-        let done = tokio::spawn(serve(config, listener, async {
+        let done = tokio::spawn(serve_with(config, hooks, listener, async {
             let _ = stopped.await;
         }));
         Self { url, stop: Some(stop), done, pool: pool(Duration::from_secs(5), 8) }

@@ -139,3 +139,64 @@ async fn the_prompts_logprobs_of_the_prefill_worker_come_before_the_decode_worke
     let got = router.post("/generate", &json!({"text": "x"})).await;
     assert_eq!(got.json()["meta_info"]["input_token_logprobs"], json!([[-1.5, 2, null]]));
 }
+
+fn ids(first: u32) -> Value {
+    json!({"input_ids": (first..first + 64).collect::<Vec<u32>>(), "sampling_params": {}})
+}
+
+#[tokio::test]
+async fn what_workers_say_of_their_caches_decides_where_a_prompt_goes() {
+    let mocks = [Mock::well("a").await, Mock::well("b").await];
+    let config = RouterConfig {
+        worker_urls: mocks.iter().map(|mock| mock.url.clone()).collect(),
+        policy: pd_core::router::Policy::CacheAware,
+        page_size: 16,
+        ..quick()
+    };
+    let (tell, changes) = mpsc::channel(4);
+    let hooks = RouterHooks { changes: Some(changes), ..RouterHooks::default() };
+    let router = Served::start_with(config, hooks).await;
+    router.until_up(2).await;
+    // Equal prompts whose keys are told of one worker, prompt by prompt: each goes where its pages are.
+    for (round, holder) in [1, 0, 1, 1, 0].into_iter().enumerate() {
+        let first = 1000 * round as u32;
+        let tokens: Vec<u32> = (first..first + 64).collect();
+        let view = PromptView { model: "", salt: "", lora: "", content: PromptContent::Tokens(&tokens) };
+        let keys = TextKeyer.keys(16, &view).keys;
+        let stored = |key: &pd_core::id::PageKey| KvChange::Stored {
+            key: *key,
+            parent: pd_core::id::PageKey(0),
+            tier: pd_core::event::Tier::Device,
+        };
+        let url = mocks[holder].url.clone();
+        tell.send(WorkerChanges { url, changes: keys.iter().map(stored).collect() }).await.expect("it listens");
+        // The channel is read by another task of the same thread.
+        tokio::task::yield_now().await;
+        let got = router.post("/generate", &ids(first)).await;
+        assert_eq!(got.json()["id"], ["a", "b"][holder], "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_says_to_be_busy_is_left_alone() {
+    let (busy, idle) = (Mock::well("busy").await, Mock::well("idle").await);
+    busy.shared.info.lock().unwrap()["loads"] = json!([{"num_running_reqs": 50, "num_waiting_reqs": 9}]);
+    let config = RouterConfig {
+        worker_urls: vec![busy.url.clone(), idle.url.clone()],
+        policy: pd_core::router::Policy::CacheAware,
+        load_monitor_interval_secs: 0.05,
+        ..quick()
+    };
+    let router = Served::ready(config, 2).await;
+    // Without reports, prompts that nobody holds go to the emptier index in turn, never twelve times to one.
+    let mut in_a_row = 0;
+    let mut asked = 0;
+    within(async {
+        while in_a_row < 12 {
+            asked += 1;
+            let got = router.post("/generate", &ids(100_000 + 100 * asked)).await;
+            in_a_row = if got.json()["id"] == "idle" { in_a_row + 1 } else { 0 };
+        }
+    })
+    .await;
+}
