@@ -177,12 +177,11 @@ pub async fn run(
     }
     let duration = live.started.elapsed().as_secs_f64();
     let records = std::mem::take(&mut *live.records.lock().unwrap_or_else(PoisonError::into_inner));
-    let mut server_info = Value::Null;
-    for path in ["/server_info", "/get_server_info"] {
-        if let (Value::Null, Ok(info)) = (&server_info, ask(&pool, &config, &format!("{target}{path}")).await) {
-            server_info = info;
-        }
+    let mut server_info = ask(&pool, &config, &format!("{target}/server_info")).await;
+    if server_info.is_err() {
+        server_info = ask(&pool, &config, &format!("{target}/get_server_info")).await;
     }
+    let server_info = server_info.unwrap_or(Value::Null);
     let config = BenchConfig::clone(&config);
     Ok(BenchReport::new(config, model, server_info, duration, records))
 }

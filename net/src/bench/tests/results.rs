@@ -12,11 +12,12 @@ async fn known_delays_are_measured() {
     for record in &report.records {
         assert_eq!((record.itl.len(), record.output_tokens, record.prompt_tokens), (4, 5, 10));
         assert!(record.ttft >= 0.039, "{record:?}");
-        assert!(record.latency >= record.ttft + 0.039, "{record:?}");
+        // Not of the rest alone: if the first token was read late, that was shorter.
+        assert!(record.latency >= 0.079, "{record:?}");
         let tpot = record.tpot().expect("five tokens");
+        assert!((record.ttft + tpot * 4.0 - record.latency).abs() < 1e-6);
         assert!((tpot * 4.0 - record.itl.iter().sum::<f64>()).abs() < 1e-6);
     }
-    assert!(report.itl_ms.mean >= 9.7, "{:?}", report.itl_ms);
     assert!(report.records.iter().map(|record| record.latency).sum::<f64>() <= report.duration);
     assert_eq!(report.max_concurrent_requests, 1);
     assert_eq!((report.input_tokens, report.output_tokens, report.cached_tokens), (80, 40, Some(32)));
@@ -70,15 +71,15 @@ async fn goodput_counts_requests_that_keep_to_all_limits() {
 
 #[tokio::test]
 async fn max_concurrency_is_kept_and_what_waits_is_seen() {
-    let mock = Mock::start(|_, _| completion(60, 0, 2)).await;
+    let mock = Mock::start(|_, _| completion(150, 0, 2)).await;
     let config = BenchConfig { max_concurrency: Some(2), progress_interval_secs: 0.02, ..quick(&mock) };
     let mut lines = Vec::new();
     let report = run(config, BenchInputs::default(), |progress| lines.push(*progress)).await.expect("it runs");
     assert_eq!(report.max_concurrent_requests, 2);
     assert!(lines.iter().all(|line| line.running <= 2 && line.total == 8));
     assert!(lines.iter().any(|line| line.waiting >= 4 && line.running == 2), "{lines:?}");
-    assert!(lines.iter().any(|line| line.ttft_ms.count > 0 && line.ttft_ms.mean >= 59.0), "{lines:?}");
-    assert!(report.records.last().expect("eight").queue >= 0.1);
+    assert!(lines.iter().any(|line| line.ttft_ms.count > 0 && line.ttft_ms.mean >= 149.0), "{lines:?}");
+    assert!(report.records.last().expect("eight").queue >= 0.25);
     let shown = lines[0].to_string();
     assert!(shown.contains("running") && shown.contains("tok/s") && shown.contains("ttft"), "{shown}");
 }
@@ -101,7 +102,7 @@ async fn cumulative_events_of_sglang_are_counted_by_token() {
     // A chunk of two tokens is two equal gaps.
     assert_eq!(record.itl.len(), 2);
     assert_eq!(record.itl[0], record.itl[1]);
-    assert!(record.itl[0] >= 0.0145);
+    assert!(record.latency >= 0.029, "{record:?}");
     assert_eq!(mock.seen.lock().unwrap()[0].0, "/generate");
 }
 
