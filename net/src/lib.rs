@@ -1,4 +1,5 @@
 //! What pd says to the world: HTTP, peers, disks.
 #![forbid(unsafe_code)]
 
+pub mod ctrl;
 pub mod wire;
