@@ -80,8 +80,11 @@ pub struct Peers {
     address: SocketAddr,
     listener: Option<JoinHandle<()>>,
     /// One thread for each address that is to be kept connected.
-    dialers: Mutex<BTreeMap<String, (Arc<Gate>, JoinHandle<()>)>>,
+    dialers: Mutex<Dialers>,
 }
+
+/// By address: what stops a dialer, and its thread.
+type Dialers = BTreeMap<String, (Arc<Gate>, JoinHandle<()>)>;
 
 /// What the threads share.
 pub(super) struct Inner {
@@ -209,7 +212,7 @@ impl Peers {
         }
     }
 
-    fn dialers(&self) -> MutexGuard<'_, BTreeMap<String, (Arc<Gate>, JoinHandle<()>)>> {
+    fn dialers(&self) -> MutexGuard<'_, Dialers> {
         self.dialers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

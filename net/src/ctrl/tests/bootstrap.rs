@@ -1,3 +1,5 @@
+//! The bootstrap server, as its clients and SGLang's see it.
+
 use std::time::Duration;
 
 use pd_core::config::Mode;

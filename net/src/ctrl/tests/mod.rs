@@ -1,3 +1,5 @@
+//! Control connections between workers on loopback, and with callers that are none.
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, mpsc};

@@ -1,3 +1,5 @@
+//! What all transports have in common.
+
 use std::collections::BTreeMap;
 
 use super::*;
