@@ -1,3 +1,5 @@
+//! Guards and leases within one process.
+
 use super::*;
 
 fn soon() -> Instant {

@@ -1,3 +1,5 @@
+//! The inbox with real threads; all interleavings are in `tests/loom.rs`.
+
 use std::time::Duration;
 
 use super::*;

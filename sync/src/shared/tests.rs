@@ -1,3 +1,5 @@
+//! Leases between mappings, and between processes that stop and die.
+
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 

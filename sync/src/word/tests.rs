@@ -1,3 +1,5 @@
+//! The word of a page, against a plain record of who is there.
+
 use proptest::prelude::*;
 
 use super::*;

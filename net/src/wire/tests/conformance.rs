@@ -1,3 +1,5 @@
+//! What all transports have in common.
+
 use std::collections::BTreeMap;
 
 use super::*;
@@ -93,7 +95,8 @@ fn what_cannot_be_pushed_is_answered_with_the_reason() {
 fn nobody_there_is_unreachable() {
     for kind in ALL {
         let pair = Pair::apart(kind, source_config(), sink_config());
-        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        // No other socket of a test is given a port there.
+        let free = TcpListener::bind("127.83.0.2:0").unwrap().local_addr().unwrap();
         pair.wire.up(&Endpoint { address: free.to_string(), ..pair.endpoint() });
         pair.wire.push(op(0), push_of(1, &[(0, 0), (1, 1)]));
         assert_eq!(pair.outcome(), (op(0), Outcome::Failed(Fault::Unreachable)), "{kind:?}");

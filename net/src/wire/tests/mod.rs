@@ -181,7 +181,8 @@ impl Barrier {
         Arc::new(move |at, sink| {
             if (at, sink) == (wanted, page) {
                 barrier.reached.close();
-                barrier.go.wait_until(None);
+                // Not for ever: a test that fails has to end, too.
+                barrier.go.wait_until(Some(Instant::now() + LONG));
             }
         })
     }
