@@ -5,11 +5,13 @@ mod inspect;
 mod outputs;
 mod plan;
 mod replay;
+mod router;
 mod serve;
 mod sim;
 mod swarm;
 mod sweep;
 mod trace;
+mod up;
 
 use std::process::ExitCode;
 
@@ -25,7 +27,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Up(Box<up::Up>),
     Serve(Box<serve::Serve>),
+    Router(Box<router::Router>),
     /// Run scenarios in virtual time and hold their gates against what happened.
     Sim(sim::Sim),
     /// Look for runs that go wrong: thousands of small random deployments, loads and faults, each from a seed.
@@ -42,7 +46,9 @@ enum Command {
 /// Runs the command line. 0: all went well; 1: a gate is broken; 2: bad input.
 pub(crate) fn run() -> ExitCode {
     match Cli::parse().command {
+        Command::Up(up) => up.run(),
         Command::Serve(serve) => serve.run(),
+        Command::Router(router) => router.run(),
         Command::Sim(sim) => sim.run(),
         Command::Swarm(swarm) => swarm.run(),
         Command::Plan(plan) => plan.run(),

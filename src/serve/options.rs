@@ -199,7 +199,7 @@ impl Options {
 }
 
 /// One of a few words, as the file takes them.
-fn choice<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, String> {
+pub(crate) fn choice<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, String> {
     let words: StrDeserializer<'_, ValueError> = text.into_deserializer();
     T::deserialize(words).map_err(|error| error.to_string())
 }

@@ -79,11 +79,6 @@ impl Orders {
         }
     }
 
-    /// Commands that have not ended.
-    pub(crate) fn len(&self) -> usize {
-        self.ops.len()
-    }
-
     /// Starts what is at the head of a line, as far as it can start.
     fn advance(&mut self, line: usize, due: &mut Due) {
         while let Some(&head) = self.lines[line].front() {
@@ -173,7 +168,7 @@ mod tests {
         assert_eq!(due.failed, [op(1), op(2)]);
         assert_eq!(started(&mut due), [3]);
         orders.end(op(3), true, &mut due);
-        assert_eq!(orders.len(), 0);
+        assert!(orders.ops.is_empty());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! A worker's peers: connections for messages, a wire for KV, and the fence between the two.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -10,12 +11,11 @@ use pd_core::config::{Mode, TransferBackend, WorkerConfig};
 use pd_core::id::{OpId, WorkerId};
 use pd_core::message::Message;
 use pd_core::op::{Fault, Input, Outcome, Push};
-use pd_net::ctrl::bootstrap::{self, Card};
-use pd_net::ctrl::frame::Greeting;
-use pd_net::ctrl::{Ctrl, CtrlConfig, Hear, Heard};
+use pd_net::ctrl::bootstrap::client::{AskError, Client};
+use pd_net::ctrl::bootstrap::{self, Announcement, Bootstrap, BootstrapConfig};
+use pd_net::ctrl::{Events, Life, Peers as Connections, PeersConfig};
 use pd_net::wire::{Done, Endpoint, Fake, Receiver, ReceiverConfig, Transport, Wire as Carrier, WireConfig};
 use pd_sync::Arena;
-use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
@@ -25,17 +25,47 @@ use super::shell::{Told, Wire};
 
 /// The peers of a worker that hands over or takes over.
 pub(crate) struct Peers {
-    ctrl: Ctrl,
+    connections: Arc<Connections>,
     ends: Arc<Ends>,
-    bootstrap: Option<(u16, JoinHandle<()>)>,
+    bootstrap: Option<(Bootstrap, JoinHandle<()>)>,
     bootstrap_port: u16,
+    patience: Duration,
 }
 
 /// Both ends of the wire, and the messages beside it.
 struct Ends {
-    ctrl: Ctrl,
+    connections: Arc<Connections>,
     transport: Arc<dyn Transport>,
     receiver: Receiver,
+}
+
+/// Tells the wire and the worker's thread what becomes of connections.
+struct Ear {
+    transport: Arc<dyn Transport>,
+    inbox: Mutex<Sender<Told>>,
+}
+
+impl Ear {
+    fn tell(&self, input: Input) {
+        // Fails only when the worker has ended.
+        let _ = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).send(Told::Input(input));
+    }
+}
+
+impl Events for Ear {
+    fn up(&self, peer: &Life) {
+        self.transport.up(&Endpoint { id: peer.id, epoch: peer.epoch, address: peer.wire.clone() });
+        self.tell(Input::Peer { id: peer.id, up: Some(peer.epoch) });
+    }
+
+    fn down(&self, peer: &Life) {
+        self.transport.down(peer.id);
+        self.tell(Input::Peer { id: peer.id, up: None });
+    }
+
+    fn recv(&self, from: WorkerId, message: Message) {
+        self.tell(Input::Recv { from, message });
+    }
 }
 
 /// Makes L1 where peers can write it, listens, and (a prefill worker) opens the bootstrap server.
@@ -87,56 +117,50 @@ pub(crate) async fn start(
     };
     let receiver = receiver.map_err(|error| format!("the wire cannot listen at {host}: {error}"))?;
     let wire_address = receiver.address().to_string();
-    let greeting = Greeting { worker, epoch, wire: wire_address.clone() };
-    let (heard, up_and_down) = (inbox.clone(), Arc::clone(&transport));
-    let hear: Hear = Arc::new(move |news: Heard| {
-        let input = match news {
-            Heard::Up(Greeting { worker, epoch, wire }) => {
-                up_and_down.up(&Endpoint { id: worker, epoch, address: wire });
-                Input::Peer { id: worker, up: Some(epoch) }
-            }
-            Heard::Down(worker) => {
-                up_and_down.down(worker);
-                Input::Peer { id: worker, up: None }
-            }
-            Heard::Message(from, message) => Input::Recv { from, message: *message },
-        };
-        let _ = heard.send(Told::Input(input));
-    });
-    let lookup = CtrlConfig { lookup_timeout: config.transfer.bootstrap_timeout, ..CtrlConfig::new(greeting) };
-    let ctrl = Ctrl::new(lookup, hear);
-    let control = ctrl.listen(&join(&host, 0)).await;
-    let control = control.map_err(|error| format!("no control connections at {host}: {error}"))?;
-    let bootstrap_port = options.disaggregation_bootstrap_port.unwrap_or(BOOTSTRAP_PORT);
+    let ear = Ear { transport: Arc::clone(&transport), inbox: Mutex::new(inbox.clone()) };
+    let listen = PeersConfig { listen: join(&host, 0), ..PeersConfig::new(worker, epoch, wire_address.clone()) };
+    let connections = Connections::listen(listen, Arc::new(ear));
+    let connections = connections.map(Arc::new).map_err(|error| format!("no control connections at {host}: {error}"))?;
+    let bootstrap_port = options.disaggregation_bootstrap_port.unwrap_or(bootstrap::PORT);
     let bootstrap = match config.mode {
         Mode::Prefill => {
-            let listener = TcpListener::bind(join(&host, bootstrap_port)).await.map_err(|error| {
+            let settings =
+                BootstrapConfig { listen: join(&host, bootstrap_port), ..BootstrapConfig::new(worker) };
+            let server = Bootstrap::start(settings).await.map_err(|error| {
                 format!(
                     "the bootstrap server cannot listen at {host}:{bootstrap_port}: {error}; \
                      --disaggregation-bootstrap-port takes another port, 0 a free one"
                 )
             })?;
-            let port = listener.local_addr().map_err(|error| error.to_string())?.port();
-            let card = Card {
+            let me = Announcement {
                 worker,
                 epoch,
                 mode: config.mode,
-                control: control.to_string(),
+                root: format!("{:032x}", config.kv.root.0),
+                layout: config.transfer.layout.clone(),
+                control: connections.address().to_string(),
                 wire: wire_address,
-                page_size: config.kv.page_size,
-                kv_cache_dtype: config.transfer.layout.dtype.clone(),
             };
-            let serving = runtime.spawn(async move {
-                if let Err(error) = bootstrap::serve(listener, card).await {
-                    tracing::error!("the bootstrap server has ended: {error}");
-                }
+            let at = server.address().to_string();
+            let client = Client::new(None, ASK_TIMEOUT);
+            // Nobody is told of a worker that is not there yet.
+            client.register(&at, &me).await.map_err(|error| error.to_string())?;
+            let keeping = runtime.spawn(async move {
+                let told = |told: Result<_, &AskError>| {
+                    if let Err(error) = told {
+                        tracing::warn!("the lease at the bootstrap server is not renewed: {error}");
+                    }
+                };
+                let Err(error) = client.keep(&at, &me, told).await;
+                tracing::error!("the lease at the bootstrap server has ended: {error}");
             });
-            Some((port, serving))
+            Some((server, keeping))
         }
         Mode::Decode | Mode::Unified => None,
     };
-    let ends = Arc::new(Ends { ctrl: ctrl.clone(), transport, receiver });
-    Ok((arena, Peers { ctrl, ends, bootstrap, bootstrap_port }))
+    let ends = Arc::new(Ends { connections: Arc::clone(&connections), transport, receiver });
+    let patience = config.transfer.bootstrap_timeout;
+    Ok((arena, Peers { connections, ends, bootstrap, bootstrap_port, patience }))
 }
 
 impl Peers {
@@ -147,25 +171,31 @@ impl Peers {
 
     /// What finds prefill workers.
     pub(crate) fn resolver(&self) -> Arc<dyn Resolve> {
-        Arc::new(Finder { ctrl: self.ctrl.clone(), port: self.bootstrap_port })
+        Arc::new(Finder {
+            connections: Arc::clone(&self.connections),
+            client: Client::new(None, ASK_TIMEOUT),
+            known: Arc::default(),
+            port: self.bootstrap_port,
+            patience: self.patience,
+        })
     }
 
     /// Port of the bootstrap server, if there is one.
     pub(crate) fn bootstrap(&self) -> Option<u16> {
-        self.bootstrap.as_ref().map(|(port, _)| *port)
+        self.bootstrap.as_ref().map(|(server, _)| server.address().port())
     }
 
     /// Lets pushes end, then closes everything.
     pub(crate) async fn stop(self) {
-        if let Some((_, serving)) = self.bootstrap {
-            serving.abort();
+        if let Some((server, keeping)) = self.bootstrap {
+            keeping.abort();
+            server.stop().await;
         }
         let transport = Arc::clone(&self.ends.transport);
         let drained = tokio::task::spawn_blocking(move || transport.drain(Instant::now() + DRAIN));
         if !matches!(drained.await, Ok(true)) {
             tracing::warn!("pushes are cut off");
         }
-        self.ctrl.close();
     }
 }
 
@@ -176,7 +206,7 @@ impl Wire for Ends {
 
     fn send(&self, to: WorkerId, message: &Message) {
         match self.receiver.on_send(to, message) {
-            Ok(()) => self.ctrl.send(to, message),
+            Ok(()) => drop(self.connections.send(to, message)),
             // The attempt ends by its deadline; pages that peers may write in other attempts stay theirs.
             Err(error) => tracing::error!(%to, "pages cannot be leased: {error}"),
         }
@@ -193,15 +223,53 @@ impl Wire for Ends {
 }
 
 struct Finder {
-    ctrl: Ctrl,
+    connections: Arc<Connections>,
+    client: Client,
+    /// Who was found where, as long as the connection to that life stands.
+    known: Arc<Mutex<BTreeMap<(String, u16), Announcement>>>,
     /// Where a request names no port.
     port: u16,
+    patience: Duration,
 }
 
 impl Resolve for Finder {
     fn resolve(&self, host: String, port: Option<u16>) -> BoxFuture<'static, Result<WorkerId, String>> {
-        let (ctrl, port) = (self.ctrl.clone(), port.unwrap_or(self.port));
-        async move { ctrl.resolve(&host, port).await }.boxed()
+        let at = (host, port.unwrap_or(self.port));
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&at).cloned();
+        if let Some(known) = &known
+            && self.connections.connected().iter().any(|life| (life.id, life.epoch) == (known.worker, known.epoch))
+        {
+            return futures_util::future::ready(Ok(known.worker)).boxed();
+        }
+        let (connections, client) = (Arc::clone(&self.connections), self.client.clone());
+        let (all, until) = (Arc::clone(&self.known), Instant::now() + self.patience);
+        async move {
+            let mut pause = Duration::from_millis(20);
+            let found = loop {
+                match client.resolve(&at.0, at.1).await {
+                    Ok(found) => break found,
+                    // It may be on its way.
+                    Err(error) if Instant::now() + pause < until && error.is_passing() => {
+                        tracing::debug!("{error}");
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(Duration::from_secs(1));
+                    }
+                    Err(error) => return Err(error.to_string()),
+                }
+            };
+            if found.mode != Mode::Prefill {
+                return Err(format!("the worker at {}:{} serves in mode {:?}, not prefill", at.0, at.1, found.mode));
+            }
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(former) = all.insert(at, found.clone())
+                && former.control != found.control
+            {
+                connections.forget(&former.control);
+            }
+            connections.connect(&found.control).map_err(|error| format!("no thread for a connection: {error}"))?;
+            Ok(found.worker)
+        }
+        .boxed()
     }
 }
 
@@ -225,7 +293,7 @@ fn join(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-/// SGLang's.
-const BOOTSTRAP_PORT: u16 = 8998;
+/// Longest wait for one answer of a bootstrap server.
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest wait for pushes at the end.
 const DRAIN: Duration = Duration::from_secs(5);

@@ -50,6 +50,18 @@ pub enum AskError {
     },
 }
 
+impl AskError {
+    /// True if the same question may get another answer later: the server may be starting, or not be complete.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Refused { status, .. } => *status == 404 || *status >= 500,
+            Self::Nonsense { .. } => false,
+        }
+    }
+}
+
 /// A client of bootstrap servers.
 #[derive(Clone, Debug)]
 pub struct Client {
