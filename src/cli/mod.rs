@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod bench;
 mod diff;
 mod inspect;
 mod outputs;
@@ -30,6 +31,7 @@ enum Command {
     Up(Box<up::Up>),
     Serve(Box<serve::Serve>),
     Router(Box<router::Router>),
+    Bench(Box<bench::Bench>),
     /// Run scenarios in virtual time and hold their gates against what happened.
     Sim(sim::Sim),
     /// Look for runs that go wrong: thousands of small random deployments, loads and faults, each from a seed.
@@ -49,6 +51,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Up(up) => up.run(),
         Command::Serve(serve) => serve.run(),
         Command::Router(router) => router.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Sim(sim) => sim.run(),
         Command::Swarm(swarm) => swarm.run(),
         Command::Plan(plan) => plan.run(),

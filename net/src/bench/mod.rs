@@ -43,6 +43,7 @@ pub use stats::Spread;
 use backend::History;
 use call::Caller;
 
+use crate::text::strftime::{strftime, unix_seconds};
 use crate::client::{Pool, pool};
 
 /// Why a benchmark does not run.
@@ -113,6 +114,12 @@ struct Live {
     tokens: Arc<AtomicU64>,
     ttfts: Mutex<Vec<f64>>,
     records: Mutex<Vec<RequestRecord>>,
+}
+
+/// Now, as `vllm bench serve` writes it into its results: year, month, day, hour, minute, second (UTC).
+#[must_use]
+pub fn date_now() -> String {
+    strftime("%Y%m%d-%H%M%S", unix_seconds()).unwrap_or_default()
 }
 
 /// Runs a benchmark, and tells `progress` how it goes.

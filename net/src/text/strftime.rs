@@ -4,7 +4,7 @@
 ///
 /// # Errors
 /// The first conversion that is not known.
-pub(super) fn strftime(format: &str, seconds: u64) -> Result<String, char> {
+pub(crate) fn strftime(format: &str, seconds: u64) -> Result<String, char> {
     const MONTHS: [&str; 12] = [
         "January",
         "February",
