@@ -33,6 +33,7 @@ use crate::time::Instant;
 
 mod append;
 mod config;
+mod course;
 mod health;
 mod holders;
 mod load;
@@ -56,7 +57,8 @@ use route::Scratch;
 use session::{Note, Sessions};
 pub use view::{Alternative, MemberView, RequestView};
 pub use vocabulary::{
-    AppendReason, Ask, Cause, LoadReport, Member, Reason, Route, RouteFault, RouteRefusal, RouterInput, RouterOutput,
+    AppendReason, Ask, Cause, LoadReport, Member, Outlook, Reason, Route, RouteFault, RouteRefusal, RouterInput,
+    RouterOutput,
 };
 
 /// The router of a deployment, or one of several.
