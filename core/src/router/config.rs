@@ -98,6 +98,8 @@ pub struct RouterConfig {
     pub sessions_max: u32,
     /// Attempts after the first one.
     pub retries_max: u32,
+    /// How long a request whose next attempt finds no worker waits for one. SGLang's `queue_timeout_secs`.
+    pub queue_timeout: Duration,
     /// First pause before a retry.
     pub backoff_base: Duration,
     /// Growth of the pause, per mille.
@@ -155,6 +157,7 @@ impl Default for RouterConfig {
             index_entries_max: 4_000_000,
             sessions_max: 100_000,
             retries_max: 5,
+            queue_timeout: Duration::from_secs(60),
             backoff_base: Duration::from_millis(50),
             backoff_growth_per_mille: 1500,
             backoff_max: Duration::from_secs(30),

@@ -5,9 +5,10 @@
 //!   link        |0 0 0 0 0 0|1 1 1 1 1 1 1| 2 2 2 2 2 |  |2|
 //!               first layer of a chunk is there            last layer of the last chunk
 //! ```
-//! Layer by layer, a push starts behind the first layer of its chunk and keeps the last one back until it is there. Later
-//! chunks of a prompt take longer (they attend to more), their bytes do not: either the link never rests from the first
-//! push on, or the last chunk is what it waits for. So the ends of three courses are all that is looked at.
+//! Layer by layer, a push starts behind the first layer of its chunk and keeps the last one back until it is there. Whole
+//! chunks take longer the later they come (they attend to more), their bytes do not: either the link never rests from
+//! some push on, the first or (if the other worker holds most of that chunk) the second, or the last push is what it
+//! waits for. So no others are looked at.
 
 use super::load::Load;
 use super::place::Estimate;
@@ -61,22 +62,21 @@ impl Course {
         let link = &config.link;
         let moving_ns = |bytes: u64, pieces: u64| link.time_ns(bytes, pieces) - link.setup_ns(pieces);
 
+        // The first push takes with it what the prefill worker held and the other one does not.
         let first = (0..self.count).find(|&chunk| self.tokens[chunk + 1] > held).unwrap_or(0);
         let last = self.count - 1;
-        // The first push takes with it what the prefill worker held and the other one does not.
-        let in_first = self.tokens[first + 1] - held;
-        let in_last = if first == last { in_first } else { length - self.tokens[last] };
+        let from = |chunk: usize| if chunk == first { held } else { self.tokens[chunk] };
+        let in_last = length - from(last);
         let kept = bytes(in_last) / layers;
-
-        let all = length - held;
-        let streamed_ns = begun_ns(first)
-            .saturating_add(link.setup_ns(pieces(in_first)))
-            .saturating_add(moving_ns(bytes(all) - kept, pieces(all)));
-        let last_ns = begun_ns(last)
-            .saturating_add(link.setup_ns(pieces(in_last)))
-            .saturating_add(moving_ns(bytes(in_last) - kept, pieces(in_last)));
+        let streamed_ns = |chunk: usize| {
+            let left = length - from(chunk);
+            begun_ns(chunk)
+                .saturating_add(link.setup_ns(pieces(self.tokens[chunk + 1] - from(chunk))))
+                .saturating_add(moving_ns(bytes(left) - kept, pieces(left)))
+        };
+        let streamed = [first, last.min(first + 1), last].map(streamed_ns);
         let behind_ns = link.setup_ns(pieces(in_last)).saturating_add(link.wire_ns(kept));
-        self.end_ns().max(streamed_ns).max(last_ns).saturating_add(behind_ns)
+        streamed.into_iter().fold(self.end_ns(), u64::max).saturating_add(behind_ns)
     }
 }
 

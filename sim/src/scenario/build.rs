@@ -198,13 +198,14 @@ impl<'a> Group<'a> {
         let ideal = table.service.as_ref().is_some_and(|service| service.ideal_links);
         let fraction = per_mille("mem_fraction_static", table.mem_fraction_static, 1.0)?;
         let cost = match &table.service {
-            Some(service) => service::cost(service, table.max_total_tokens.map_or(1 << 30, |count| count.0)),
-            None => {
-                let hardware = library.gpu(&table.gpu).map_err(|error| named("gpu", &error))?;
-                Cost::new(&hardware, &model, table.tp).map_err(|error| {
-                    Problem::at("gpu", format!("{} on {} x {}: {error}", model.name, table.tp, table.gpu))
-                })?
+            Some(service) => {
+                let tokens = match table.max_total_tokens {
+                    Some(count) => count.0,
+                    None => on_gpu(library, &model, table)?.kv_tokens_capacity(fraction),
+                };
+                service::cost(service, tokens)
             }
+            None => on_gpu(library, &model, table)?,
         };
         let page_size = table.page_size;
         let tokens = match table.max_total_tokens {
@@ -423,6 +424,13 @@ impl<'a> Group<'a> {
 }
 
 /// A link of each of `tp` ranks, taken together.
+/// The model on the GPUs of a worker.
+fn on_gpu(library: &Library, model: &Model, table: &Worker) -> Result<Cost, Problem> {
+    let hardware = library.gpu(&table.gpu).map_err(|error| named("gpu", &error))?;
+    Cost::new(&hardware, model, table.tp)
+        .map_err(|error| Problem::at("gpu", format!("{} on {} x {}: {error}", model.name, table.tp, table.gpu)))
+}
+
 pub(super) fn scaled(cost: LinkCost, tp: u32) -> LinkCost {
     let rate = cost.bytes_per_second.get().saturating_mul(u64::from(tp));
     LinkCost { bytes_per_second: NonZeroU64::new(rate).unwrap_or(cost.bytes_per_second), ..cost }
