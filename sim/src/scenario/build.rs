@@ -201,7 +201,12 @@ impl<'a> Group<'a> {
             Some(service) => {
                 let tokens = match table.max_total_tokens {
                     Some(count) => count.0,
-                    None => on_gpu(library, &model, table)?.kv_tokens_capacity(fraction),
+                    None => on_gpu(library, &model, table)
+                        .map_err(|problem| Problem {
+                            message: format!("{}; or say max_total_tokens", problem.message),
+                            ..problem
+                        })?
+                        .kv_tokens_capacity(fraction),
                 };
                 service::cost(service, tokens)
             }
