@@ -186,6 +186,7 @@ impl Candidate {
                 kv_events: false,
                 cache_threshold: None,
                 load_weight: None,
+                load_report: None,
                 w_tpot: None,
                 w_ttft: None,
                 retries: None,

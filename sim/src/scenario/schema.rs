@@ -310,6 +310,8 @@ pub struct Router {
     pub w_ttft: Option<f64>,
     /// Weight of what running sequences lose in that choice.
     pub w_tpot: Option<f64>,
+    /// How often workers say how busy they are, "0s" for never; each second if appends are weighed, else never.
+    pub load_report: Option<Span>,
     /// Attempts after the first one.
     pub retries: Option<u32>,
     /// Most live requests.
