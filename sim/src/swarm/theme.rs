@@ -2,7 +2,8 @@
 //!
 //! - *rounds*: a few prompts come again and again to caches that are too small for them, and between the rounds memory is
 //!   flushed, workers restart with their storage kept, L3 is detached and attached, or what is in it is damaged.
-//! - *tight*: a sink with room for one prompt asks a source that cannot send, and then another one that goes away.
+//! - *tight*: a sink with room for one prompt asks a source that cannot send, and then another one that goes away; or it
+//!   hears nothing for a while.
 //! - *wide*: a prompt whose pages fill the storage lane, so that some wait before it, and a client that does not.
 
 use super::dice::Dice;
@@ -153,10 +154,21 @@ fn between(dice: &mut Dice, plan: &mut Plan, at_ns: u64) {
 fn tight(dice: &mut Dice, plan: &mut Plan, page_size: u64) {
     let pages = dice.between(2, 16);
     let timeout_ns = dice.span(5_000_000, 200_000_000);
+    // Links take time, and nothing of the drawn pools is left.
+    plan.common.remove("service");
+    let is_cut = dice.chance(300);
     for group in &mut plan.groups {
         group.keys.set("max_total_tokens", Value::Count((pages + 1) * page_size));
+        if group.keys.get("hicache_ratio").is_some() {
+            group.keys.set("hicache_ratio", Value::PerMille(1000));
+        }
         if group.role == Role::Decode {
-            group.keys.set("disaggregation_waiting_timeout", Value::Span(timeout_ns));
+            let ns = if is_cut { 10 * timeout_ns } else { timeout_ns };
+            group.keys.set("disaggregation_waiting_timeout", Value::Span(ns));
+            if is_cut {
+                let ns = dice.span(20_000_000, 100_000_000);
+                group.keys.set("disaggregation_heartbeat_interval", Value::Span(ns));
+            }
             group.keys.set("handoff_retries", Value::Count(dice.between(1, 3)));
         }
     }
@@ -168,6 +180,15 @@ fn tight(dice: &mut Dice, plan: &mut Plan, page_size: u64) {
             request(at_ns, prompt, dice.log(1, 4), content as u32)
         })
         .collect();
+    if is_cut {
+        plan.faults.push(Fault {
+            at_ns: at_ns + dice.span(10_000, 5_000_000),
+            what: "partition",
+            lasts: Some(("for", dice.span(100_000_000, 2_000_000_000))),
+            keys: Keys::new().with("worker", Value::Worker(2)),
+        });
+        return;
+    }
     let stuck = dice.between(0, 1) as u32;
     let stuck_ns = dice.span(200_000_000, 2_000_000_000);
     let side = Keys::new().with("worker", Value::Worker(stuck)).with("side", Value::Word("nic.out"));
