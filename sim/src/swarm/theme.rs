@@ -25,7 +25,7 @@ impl Theme {
         match dice.between(0, 999) {
             0..350 => Self::Rounds,
             350..430 => Self::Tight,
-            430..450 => Self::Wide,
+            430..440 => Self::Wide,
             _ => Self::Plain,
         }
     }
@@ -142,7 +142,10 @@ fn between(dice: &mut Dice, plan: &mut Plan, at_ns: u64) {
         0 => add(later, "bit_rot", None, store),
         1 => add(later, "store_remove", None, store.with("request", Value::Request(0))),
         2 => add(later, "store_wipe", None, store),
-        3 => add(at_ns, "disk_error", Some(("for", dice.span(1_000_000, 500_000_000))), store),
+        3 => {
+            let keys = if dice.chance(700) { store.with("share", Value::PerMille(dice.between(1, 9) * 100)) } else { store };
+            add(at_ns, "disk_error", Some(("for", dice.span(10_000_000, 2 * SECOND))), keys);
+        }
         4 => {
             let keys = store.with("factor", Value::PerMille(dice.log(1, 100)));
             add(at_ns, "slow_disk", Some(("for", dice.span(1_000_000, 500_000_000))), keys);
@@ -153,7 +156,7 @@ fn between(dice: &mut Dice, plan: &mut Plan, at_ns: u64) {
 
 fn tight(dice: &mut Dice, plan: &mut Plan, page_size: u64) {
     let pages = dice.between(2, 16);
-    let timeout_ns = dice.span(5_000_000, 200_000_000);
+    let timeout_ns = dice.span(20_000_000, 300_000_000);
     // Links take time, and nothing of the drawn pools is left.
     plan.common.remove("service");
     let is_cut = dice.chance(300);
@@ -174,7 +177,8 @@ fn tight(dice: &mut Dice, plan: &mut Plan, page_size: u64) {
     }
     let at_ns = dice.between(1, 100) * 1_000_000;
     plan.loads.clear();
-    plan.requests = (0..dice.between(1, 4))
+    let count = if dice.chance(600) { 1 } else { dice.between(2, 4) };
+    plan.requests = (0..count)
         .map(|content| {
             let prompt = dice.between(pages / 2 + 1, pages) * page_size;
             request(at_ns, prompt, dice.log(1, 4), content as u32)
@@ -189,23 +193,34 @@ fn tight(dice: &mut Dice, plan: &mut Plan, page_size: u64) {
         });
         return;
     }
+    if dice.chance(300) {
+        let keys = Keys::new().with("worker", Value::Worker(2)).with("share", Value::PerMille(1000));
+        plan.faults.push(Fault { at_ns, what: "stray", lasts: Some(("for", SECOND)), keys });
+    }
+    // The source that is stuck can send again before the sink, which has asked it in vain, gives up for good.
     let stuck = dice.between(0, 1) as u32;
-    let stuck_ns = dice.span(200_000_000, 2_000_000_000);
+    let late_ns = dice.between(timeout_ns / 5, timeout_ns * 9 / 10);
     let side = Keys::new().with("worker", Value::Worker(stuck)).with("side", Value::Word("nic.out"));
     plan.faults.push(Fault {
         at_ns,
         what: "slow_link",
-        lasts: Some(("for", stuck_ns)),
+        lasts: Some(("for", whole_us(timeout_ns + late_ns))),
         keys: side.with("factor", Value::PerMille(0)),
     });
     if dice.chance(700) {
         plan.faults.push(Fault {
-            at_ns: at_ns + timeout_ns + dice.span(100_000, 100_000_000),
+            at_ns: at_ns + whole_us(timeout_ns + dice.between(1_000, late_ns)),
             what: "restart",
-            lasts: Some(("down_for", stuck_ns + dice.span(1_000_000, 1_000_000_000))),
+            lasts: Some(("down_for", whole_us(timeout_ns + dice.span(1_000_000, SECOND)))),
             keys: Keys::new().with("worker", Value::Worker(1 - stuck)),
         });
     }
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+const fn whole_us(ns: u64) -> u64 {
+    ns - ns % 1_000
 }
 
 fn wide(dice: &mut Dice, plan: &mut Plan) {
