@@ -90,9 +90,7 @@ pub(crate) fn astray(message: &Message, draw: u64) -> Option<Astray> {
             };
             Astray::Instead(Message::Handoff(other.into()))
         }
-        Message::Want(want) => {
-            Astray::Before(Message::Want(Want { generation: over, ..Want::clone(want) }.into()))
-        }
+        Message::Want(want) => Astray::Before(Message::Want(Want { generation: over, ..Want::clone(want) }.into())),
         &Message::Abort { room, epoch, source, by, reason, .. } => {
             Astray::Before(Message::Abort { room, generation: over, epoch, source, by, reason })
         }

@@ -119,19 +119,10 @@ impl Lanes {
         let cpu_ready = now.max(self.compute.cpu_free).after_ns(cpu_ns);
         self.compute.cpu_free = cpu_ready;
         // Issued by who does not know of a failure yet: what it computes for its requests is worth nothing, either.
-        let is_void = |request: &&RequestId| {
-            batch.runs().iter().any(|run| run.request == **request && run.table_from > 0)
-        };
+        let is_void =
+            |request: &&RequestId| batch.runs().iter().any(|run| run.request == **request && run.table_from > 0);
         let void = self.compute.untold.iter().flat_map(|(_, requests)| requests).filter(is_void).copied().collect();
-        Pass {
-            batch,
-            void,
-            gpu_ns,
-            cpu_ready,
-            gpu_start: Instant::ZERO,
-            end: Instant::ZERO,
-            state: State::Waiting,
-        }
+        Pass { batch, void, gpu_ns, cpu_ready, gpu_start: Instant::ZERO, end: Instant::ZERO, state: State::Waiting }
     }
 
     /// The machine is told of the end of an operation.

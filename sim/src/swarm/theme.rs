@@ -4,6 +4,8 @@
 //!   flushed, workers restart with their storage kept, L3 is detached and attached, or what is in it is damaged.
 //! - *tight*: a sink with room for one prompt asks a source that cannot send, and then another one that goes away; or it
 //!   hears nothing for a while.
+//! - *crowded*: a worker that refuses most of what comes, so that the router tries again and again, while what is said of
+//!   the first attempts comes twice.
 //! - *wide*: a prompt whose pages fill the storage lane, so that some wait before it, and a client that does not.
 
 use super::dice::Dice;
@@ -17,6 +19,7 @@ pub(super) enum Theme {
     Plain,
     Rounds,
     Tight,
+    Crowded,
     Wide,
 }
 
@@ -25,7 +28,8 @@ impl Theme {
         match dice.between(0, 999) {
             0..350 => Self::Rounds,
             350..430 => Self::Tight,
-            430..440 => Self::Wide,
+            430..470 => Self::Crowded,
+            470..480 => Self::Wide,
             _ => Self::Plain,
         }
     }
@@ -36,7 +40,7 @@ impl Theme {
         match self {
             Self::Plain => {}
             Self::Rounds if dice.chance(350) => {}
-            Self::Rounds | Self::Wide => *groups = of(&[Role::Unified]),
+            Self::Rounds | Self::Wide | Self::Crowded => *groups = of(&[Role::Unified]),
             Self::Tight => *groups = of(&[Role::Prefill, Role::Prefill, Role::Decode]),
         }
     }
@@ -52,6 +56,7 @@ impl Theme {
             Self::Plain => {}
             Self::Rounds => rounds(dice, plan, page_size),
             Self::Tight => tight(dice, plan, page_size),
+            Self::Crowded => crowded(dice, plan, page_size),
             Self::Wide => wide(dice, plan),
         }
     }
@@ -143,7 +148,8 @@ fn between(dice: &mut Dice, plan: &mut Plan, at_ns: u64) {
         1 => add(later, "store_remove", None, store.with("request", Value::Request(0))),
         2 => add(later, "store_wipe", None, store),
         3 => {
-            let keys = if dice.chance(700) { store.with("share", Value::PerMille(dice.between(1, 9) * 100)) } else { store };
+            let keys =
+                if dice.chance(700) { store.with("share", Value::PerMille(dice.between(1, 9) * 100)) } else { store };
             add(at_ns, "disk_error", Some(("for", dice.span(10_000_000, 2 * SECOND))), keys);
         }
         4 => {
@@ -208,11 +214,12 @@ fn tight(dice: &mut Dice, plan: &mut Plan, page_size: u64) {
         keys: side.with("factor", Value::PerMille(0)),
     });
     if dice.chance(700) {
+        let other = Keys::new().with("worker", Value::Worker(1 - stuck));
         plan.faults.push(Fault {
             at_ns: at_ns + whole_us(timeout_ns + dice.between(1_000, late_ns)),
             what: "restart",
             lasts: Some(("down_for", whole_us(timeout_ns + dice.span(1_000_000, SECOND)))),
-            keys: Keys::new().with("worker", Value::Worker(1 - stuck)),
+            keys: if dice.chance(800) { other } else { other.with("dtype", Value::Word("fp8_e4m3")) },
         });
     }
 }
@@ -221,6 +228,26 @@ const SECOND: u64 = 1_000_000_000;
 
 const fn whole_us(ns: u64) -> u64 {
     ns - ns % 1_000
+}
+
+fn crowded(dice: &mut Dice, plan: &mut Plan, page_size: u64) {
+    let keys = &mut plan.groups[0].keys;
+    keys.set("max_total_tokens", Value::Count((200 / page_size + 8) * page_size));
+    if keys.get("hicache_ratio").is_some() {
+        keys.set("hicache_ratio", Value::PerMille(1000));
+    }
+    keys.set("max_running_requests", Value::Count(1));
+    keys.set("max_queued_requests", Value::Count(dice.between(0, 1)));
+    plan.common.remove("request_timeout");
+    plan.router = Some(Keys::new().with("policy", Value::Word("round_robin")));
+    plan.loads.clear();
+    let at_ns = dice.between(1, 100) * 1_000_000;
+    plan.requests = (0..dice.between(2, 4))
+        .map(|content| request(at_ns + content * 1_000_000, dice.log(1, 64), dice.between(10, 120), content as u32))
+        .collect();
+    let keys = Keys::new().with("worker", Value::Worker(0)).with("share", Value::PerMille(1000));
+    let keys = keys.with("delay", Value::Span(dice.span(20_000_000, 2 * SECOND)));
+    plan.faults.push(Fault { at_ns: 0, what: "stray", lasts: Some(("for", 10 * SECOND)), keys });
 }
 
 fn wide(dice: &mut Dice, plan: &mut Plan) {
