@@ -40,7 +40,8 @@ impl Theme {
         match self {
             Self::Plain => {}
             Self::Rounds if dice.chance(350) => {}
-            Self::Rounds | Self::Wide | Self::Crowded => *groups = of(&[Role::Unified]),
+            Self::Rounds | Self::Wide => *groups = of(&[Role::Unified]),
+            Self::Crowded => *groups = of(&[Role::Prefill, Role::Decode]),
             Self::Tight => *groups = of(&[Role::Prefill, Role::Prefill, Role::Decode]),
         }
     }
@@ -166,6 +167,7 @@ fn tight(dice: &mut Dice, plan: &mut Plan, page_size: u64) {
     // Links take time, and nothing of the drawn pools is left.
     plan.common.remove("service");
     let is_cut = dice.chance(300);
+    let is_followed = dice.chance(500);
     for group in &mut plan.groups {
         group.keys.set("max_total_tokens", Value::Count((pages + 1) * page_size));
         if group.keys.get("hicache_ratio").is_some() {
@@ -190,6 +192,9 @@ fn tight(dice: &mut Dice, plan: &mut Plan, page_size: u64) {
             request(at_ns, prompt, dice.log(1, 4), content as u32)
         })
         .collect();
+    if is_followed {
+        plan.requests.push(request(at_ns + dice.between(1, 4) * SECOND, pages * page_size, 1, 9));
+    }
     if is_cut {
         plan.faults.push(Fault {
             at_ns: at_ns + dice.span(10_000, 5_000_000),
@@ -219,7 +224,7 @@ fn tight(dice: &mut Dice, plan: &mut Plan, page_size: u64) {
             at_ns: at_ns + whole_us(timeout_ns + dice.between(1_000, late_ns)),
             what: "restart",
             lasts: Some(("down_for", whole_us(timeout_ns + dice.span(1_000_000, SECOND)))),
-            keys: if dice.chance(800) { other } else { other.with("dtype", Value::Word("fp8_e4m3")) },
+            keys: if dice.chance(600) { other } else { other.with("dtype", Value::Word("fp8_e4m3")) },
         });
     }
 }
@@ -231,11 +236,14 @@ const fn whole_us(ns: u64) -> u64 {
 }
 
 fn crowded(dice: &mut Dice, plan: &mut Plan, page_size: u64) {
-    let keys = &mut plan.groups[0].keys;
-    keys.set("max_total_tokens", Value::Count((200 / page_size + 8) * page_size));
-    if keys.get("hicache_ratio").is_some() {
-        keys.set("hicache_ratio", Value::PerMille(1000));
+    for group in &mut plan.groups {
+        group.keys.set("max_total_tokens", Value::Count((200 / page_size + 8) * page_size));
+        if group.keys.get("hicache_ratio").is_some() {
+            group.keys.set("hicache_ratio", Value::PerMille(1000));
+        }
     }
+    let crowded = dice.between(0, 1) as u32;
+    let keys = &mut plan.groups[crowded as usize].keys;
     keys.set("max_running_requests", Value::Count(1));
     keys.set("max_queued_requests", Value::Count(dice.between(0, 1)));
     plan.common.remove("request_timeout");
@@ -245,7 +253,7 @@ fn crowded(dice: &mut Dice, plan: &mut Plan, page_size: u64) {
     plan.requests = (0..dice.between(2, 4))
         .map(|content| request(at_ns + content * 1_000_000, dice.log(1, 64), dice.between(10, 120), content as u32))
         .collect();
-    let keys = Keys::new().with("worker", Value::Worker(0)).with("share", Value::PerMille(1000));
+    let keys = Keys::new().with("worker", Value::Worker(crowded)).with("share", Value::PerMille(1000));
     let keys = keys.with("delay", Value::Span(dice.span(20_000_000, 2 * SECOND)));
     plan.faults.push(Fault { at_ns: 0, what: "stray", lasts: Some(("for", 10 * SECOND)), keys });
 }
