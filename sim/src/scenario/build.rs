@@ -356,6 +356,9 @@ impl<'a> Group<'a> {
                     .disaggregation_bootstrap_timeout
                     .map_or(transfer.bootstrap_timeout, |span| span.0),
                 waiting_timeout: table.disaggregation_waiting_timeout.map_or(transfer.waiting_timeout, |span| span.0),
+                heartbeat_interval: table
+                    .disaggregation_heartbeat_interval
+                    .map_or(transfer.heartbeat_interval, |span| span.0),
                 retries_max: table.handoff_retries.unwrap_or(transfer.retries_max),
                 ..transfer
             },

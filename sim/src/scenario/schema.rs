@@ -210,6 +210,8 @@ pub struct Worker {
     pub disaggregation_bootstrap_timeout: Option<Span>,
     /// Longest wait for a hand-off.
     pub disaggregation_waiting_timeout: Option<Span>,
+    /// Between two questions to a peer whether it makes progress; it is lost when it has answered none of two.
+    pub disaggregation_heartbeat_interval: Option<Span>,
     /// Other prefills to try before the prompt is recomputed on the decode worker.
     pub handoff_retries: Option<u32>,
 }
