@@ -71,9 +71,14 @@ pub(super) fn decide(
             })?
         }
     };
+    // Where too little is cached, there is nothing to append to: such prompts take the pair, if there is one.
+    let is_append = |worker: &Candidate| estimate.ratio_per_mille(worker.cached) >= config.append_ratio_min_per_mille;
     let mut append: Option<(u128, Candidate)> = None;
     for candidates in appends {
-        let side = least(candidates, |worker| outlook(worker).cost(weights, scale));
+        let side = least(candidates, |worker| {
+            if pair.is_none() || is_append(worker) { outlook(worker).cost(weights, scale) } else { u128::MAX }
+        });
+        let side = side.filter(|(cost, _)| *cost < u128::MAX);
         append = match (append, side) {
             (Some(one), Some(other)) => Some(if other.0 < one.0 { other } else { one }),
             (one, other) => one.or(other),

@@ -82,6 +82,8 @@ pub struct RouterConfig {
     /// Tokens of each running sequence over which it feels an append: how many an append has to itself. 256 are the
     /// answers of the measurements of PPD (arXiv 2603.13358, figure 6).
     pub append_window_tokens: u32,
+    /// Share of a prompt, per mille, that has to be cached on a worker for an append there; 0 weighs whole prompts, too.
+    pub append_ratio_min_per_mille: u32,
     /// Most prompt tokens of one step of a worker; see [`crate::config::SchedConfig`] for this and the next two.
     pub chunk_tokens: u32,
     /// Decode rows ride along with prefill chunks on workers.
@@ -149,6 +151,7 @@ impl Default for RouterConfig {
             w_ttft_per_mille: 1000,
             w_tpot_per_mille: 1000,
             append_window_tokens: 256,
+            append_ratio_min_per_mille: 0,
             chunk_tokens: 8192,
             mixed_chunk: false,
             overlap: true,
@@ -219,6 +222,12 @@ impl RouterConfig {
         )?;
         range(self.retries_max <= 100, "retries_max", u64::from(self.retries_max), "at most 100")?;
         range(self.append_window_tokens > 0, "append_window_tokens", 0, "more than 0")?;
+        range(
+            self.append_ratio_min_per_mille <= 1000,
+            "append_ratio_min_per_mille",
+            u64::from(self.append_ratio_min_per_mille),
+            "at most 1000",
+        )?;
         range(self.chunk_tokens > 0, "chunk_tokens", 0, "more than 0")?;
         range(self.breaker_failures > 0, "breaker_failures", 0, "more than 0")?;
         range(self.breaker_successes > 0, "breaker_successes", 0, "more than 0")?;

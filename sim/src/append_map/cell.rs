@@ -157,6 +157,7 @@ impl Cell {
             load_weight: None,
             load_report: None,
             w_tpot: None,
+            append_ratio_min: None,
             w_ttft: None,
             retries: None,
             max_live_requests: None,

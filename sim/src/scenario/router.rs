@@ -59,6 +59,12 @@ pub(super) fn router(
         )?,
         load_weight_per_mille: share("load_weight", table.load_weight, 1_000.0, default.load_weight_per_mille)?,
         w_ttft_per_mille: share("w_ttft", table.w_ttft, 1_000.0, default.w_ttft_per_mille)?,
+        append_ratio_min_per_mille: share(
+            "append_ratio_min",
+            table.append_ratio_min,
+            1.0,
+            default.append_ratio_min_per_mille,
+        )?,
         w_tpot_per_mille: share("w_tpot", table.w_tpot, 1_000.0, default.w_tpot_per_mille)?,
         seed: file.seed,
         policy: table.policy,

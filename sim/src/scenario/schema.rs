@@ -312,6 +312,8 @@ pub struct Router {
     pub w_ttft: Option<f64>,
     /// Weight of what running sequences lose in that choice.
     pub w_tpot: Option<f64>,
+    /// Share of a prompt that has to be cached on a worker for an append there; 0 weighs whole prompts, too.
+    pub append_ratio_min: Option<f64>,
     /// How often workers say how busy they are, "0s" for never; each second if appends are weighed, else never.
     pub load_report: Option<Span>,
     /// Attempts after the first one.
