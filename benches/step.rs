@@ -3,8 +3,6 @@
 //! Target: 50 us a step. A decode step of a small model on a fast GPU takes about 5 ms, so the machine's thread would
 //! be 1 % busy with it.
 
-#![expect(missing_debug_implementations, unreachable_pub, reason = "shared with a test")]
-
 mod busy;
 
 use std::time::Duration;

@@ -17,11 +17,11 @@ use pd_core::sched::Sched;
 use pd_core::time::Instant;
 use pd_core::transfer::Transfer;
 
-pub const RUNNING: u64 = 256;
-pub const WAITING: u64 = 10_000;
-pub const LIMIT: u32 = 4000;
+pub(crate) const RUNNING: u64 = 256;
+pub(crate) const WAITING: u64 = 10_000;
+pub(crate) const LIMIT: u32 = 4000;
 
-pub struct World {
+pub(crate) struct World {
     sched: Sched,
     kv: Kv,
     transfer: Transfer,
@@ -32,7 +32,7 @@ pub struct World {
     out: Outbox<Output>,
     now: Instant,
     forwards: std::collections::VecDeque<(OpId, Box<Batch>)>,
-    pub steps: u32,
+    pub(crate) steps: u32,
 }
 
 macro_rules! cx {
@@ -49,7 +49,7 @@ macro_rules! cx {
 }
 
 impl World {
-    pub fn new(policy: SchedulePolicy, places: u32) -> Self {
+    pub(crate) fn new(policy: SchedulePolicy, places: u32) -> Self {
         let pages = (64 + LIMIT).div_ceil(16);
         let config = WorkerConfig {
             worker: WorkerId(1),
@@ -112,7 +112,7 @@ impl World {
     }
 
     /// The machine's share of one step, on the wall clock.
-    pub fn step(&mut self) -> Duration {
+    pub(crate) fn step(&mut self) -> Duration {
         self.now = Instant(self.now.0 + 5_000_000);
         self.steps += 1;
         let Some((op, mut batch)) = self.forwards.pop_front() else { panic!("a forward is in flight") };

@@ -54,6 +54,8 @@ pub enum Stream {
     Nonsense = 33,
     /// Clients that go away.
     Disconnect = 34,
+    /// Messages of other attempts.
+    Stray = 35,
     /// Plans of a swarm.
     Swarm = 64,
 }

@@ -43,6 +43,10 @@ static ALLOCATOR: Counting = Counting;
 fn a_warm_step_allocates_nothing() {
     for policy in [SchedulePolicy::Fcfs, SchedulePolicy::Priority, SchedulePolicy::Hrrn, SchedulePolicy::Random] {
         let mut world = World::new(policy, RUNNING as u32);
+        // Warm: each sequence has grown by a page once.
+        for _ in 0..32 {
+            world.step();
+        }
         let mut at = Vec::with_capacity(LIMIT as usize);
         while world.steps < LIMIT - 10 {
             let before = ALLOCATIONS.load(Ordering::Relaxed);

@@ -18,10 +18,11 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_path_buf()
 }
 
-/// All scenario files, in order: those of the folder itself, then the catalogue of known failures.
+/// All scenario files, in order: those of the folder itself, then the catalogue of known failures and what swarms have found.
 fn scenario_files() -> Vec<PathBuf> {
     let mut files = toml_files("scenarios");
     files.extend(toml_files("scenarios/known"));
+    files.extend(toml_files("scenarios/found"));
     files
 }
 

@@ -39,6 +39,12 @@ impl Load {
         }
     }
 
+    /// A step of so many decoding sequences that read `context_tokens` of KV together.
+    #[must_use]
+    pub const fn decodes(sequences: u64, context_tokens: u64) -> Self {
+        Self { decodes: sequences, context_tokens, rows: sequences, ..Self::new() }
+    }
+
     /// Adds a decoding sequence that reads `context_tokens` of KV, and its row of logits.
     #[inline]
     pub fn decode(&mut self, context_tokens: u64) {

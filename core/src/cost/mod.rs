@@ -214,6 +214,15 @@ impl Cost {
         }
     }
 
+    /// Layers of the model; a fit has one.
+    #[must_use]
+    pub fn layers(&self) -> u64 {
+        match &self.form {
+            Form::Kernels(kernels) => kernels.layers,
+            Form::Polynomial(_) => 1,
+        }
+    }
+
     #[inline]
     pub(super) fn prefill_attention_ps(&self, cached: u64, new: u64) -> u64 {
         match &self.form {

@@ -73,7 +73,7 @@ pub(crate) struct Waiting {
     /// Since when only the fetch keeps it from being admitted.
     pub(super) blocked_at: Option<Instant>,
     /// What a shared store answered, from page `answered_from` on.
-    answer: Option<(u32, Vec<bool>)>,
+    pub(super) answer: Option<(u32, Vec<bool>)>,
     /// The question that is awaited; an earlier wait of the same request may have asked another.
     query: Option<OpId>,
 }

@@ -7,7 +7,7 @@ use super::fetch::{State, Waiting};
 use crate::config::PrefetchPolicy;
 use crate::cx::Cx;
 use crate::event::MissReason;
-use crate::id::RequestId;
+use crate::id::{PageKey, RequestId};
 use crate::kv::Fetch;
 use crate::kv::tiers::Tiers;
 use crate::mutant::Mutant;
@@ -86,6 +86,16 @@ impl HiCache {
             }
             for &page in batch.pages.iter().rev() {
                 tiers.filled_host(page, false);
+            }
+        }
+    }
+
+    /// These objects leave L3: whoever was told before that it holds them, and still waits for room, is told otherwise.
+    pub(super) fn forget_answers(&mut self, keys: &[PageKey]) {
+        for waiting in self.waiting.values_mut() {
+            let Some((from, held)) = &mut waiting.answer else { continue };
+            for (key, held) in waiting.prompt.keys[*from as usize..].iter().zip(held) {
+                *held = *held && !keys.contains(key);
             }
         }
     }

@@ -328,6 +328,7 @@ impl HiCache {
             self.storage_ops += 1;
         }
         if !keys.is_empty() {
+            self.forget_answers(&keys);
             cx.metrics.discard_pages += keys.len() as u64;
             let op = cx.start(Owner::Kv, Vec::new(), Command::Discard(keys.clone()));
             self.moves.insert(op, Move::Discard(keys));

@@ -38,6 +38,11 @@ impl Lease {
         Self { request, table, entries: Vec::new(), published: 0, cached: 0, loading: Vec::new() }
     }
 
+    /// Makes room for a table of `pages`, so that growing up to there does not allocate.
+    pub(crate) fn reserve(&mut self, pages: u32) {
+        self.table.reserve((pages as usize).saturating_sub(self.table.len()));
+    }
+
     /// Whose.
     #[must_use]
     pub const fn request(&self) -> RequestId {

@@ -79,9 +79,19 @@ pub struct RouterConfig {
     pub w_ttft_per_mille: u32,
     /// Weight of what running sequences lose in the append decision.
     pub w_tpot_per_mille: u32,
-    /// Share of an append's time that each running sequence loses, over its life: 20 for about 2 % of TPOT at batch
-    /// 200 (arXiv 2603.13358, 4.1).
-    pub append_slowdown_per_mille: u32,
+    /// Tokens of each running sequence over which it feels an append: how many an append has to itself. 256 are the
+    /// answers of the measurements of PPD (arXiv 2603.13358, figure 6).
+    pub append_window_tokens: u32,
+    /// Share of a prompt, per mille, that has to be cached on a worker for an append there; 0 weighs whole prompts, too.
+    pub append_ratio_min_per_mille: u32,
+    /// Most prompt tokens of one step of a worker; see [`crate::config::SchedConfig`] for this and the next two.
+    pub chunk_tokens: u32,
+    /// Decode rows ride along with prefill chunks on workers.
+    pub mixed_chunk: bool,
+    /// Workers launch a step before the previous one has ended.
+    pub overlap: bool,
+    /// Prefill workers push layer by layer while they compute.
+    pub layerwise: bool,
     /// Most live requests; one more is refused.
     pub live_requests_max: u32,
     /// Most (key, worker) pairs of the index.
@@ -90,6 +100,8 @@ pub struct RouterConfig {
     pub sessions_max: u32,
     /// Attempts after the first one.
     pub retries_max: u32,
+    /// How long a request whose next attempt finds no worker waits for one. SGLang's `queue_timeout_secs`.
+    pub queue_timeout: Duration,
     /// First pause before a retry.
     pub backoff_base: Duration,
     /// Growth of the pause, per mille.
@@ -138,11 +150,17 @@ impl Default for RouterConfig {
             sequence_ns: 115_000,
             w_ttft_per_mille: 1000,
             w_tpot_per_mille: 1000,
-            append_slowdown_per_mille: 20,
+            append_window_tokens: 256,
+            append_ratio_min_per_mille: 0,
+            chunk_tokens: 8192,
+            mixed_chunk: false,
+            overlap: true,
+            layerwise: true,
             live_requests_max: 100_000,
             index_entries_max: 4_000_000,
             sessions_max: 100_000,
             retries_max: 5,
+            queue_timeout: Duration::from_secs(60),
             backoff_base: Duration::from_millis(50),
             backoff_growth_per_mille: 1500,
             backoff_max: Duration::from_secs(30),
@@ -203,6 +221,14 @@ impl RouterConfig {
             "at most 1000",
         )?;
         range(self.retries_max <= 100, "retries_max", u64::from(self.retries_max), "at most 100")?;
+        range(self.append_window_tokens > 0, "append_window_tokens", 0, "more than 0")?;
+        range(
+            self.append_ratio_min_per_mille <= 1000,
+            "append_ratio_min_per_mille",
+            u64::from(self.append_ratio_min_per_mille),
+            "at most 1000",
+        )?;
+        range(self.chunk_tokens > 0, "chunk_tokens", 0, "more than 0")?;
         range(self.breaker_failures > 0, "breaker_failures", 0, "more than 0")?;
         range(self.breaker_successes > 0, "breaker_successes", 0, "more than 0")?;
         range(self.live_requests_max > 0, "live_requests_max", 0, "more than 0")?;

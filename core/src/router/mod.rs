@@ -9,7 +9,8 @@
 //!   (none) ─────────> routed(attempt) ──────────────────────> (none)
 //!      │                │      ^ due
 //!      └> Refuse        v      │
-//!                     waiting (back-off; at once if the worker went away) ──> Refuse when retries are used up
+//!                     waiting (back-off; at once if the worker went away) ──> Refuse when retries are used up, or
+//!                                                                             nobody came for too long
 //! ```
 //! Invariants:
 //! 1. A request has at most one live attempt; the legs of an attempt are on workers that are up.
@@ -33,6 +34,7 @@ use crate::time::Instant;
 
 mod append;
 mod config;
+mod course;
 mod health;
 mod holders;
 mod load;
@@ -56,7 +58,8 @@ use route::Scratch;
 use session::{Note, Sessions};
 pub use view::{Alternative, MemberView, RequestView};
 pub use vocabulary::{
-    AppendReason, Ask, Cause, LoadReport, Member, Reason, Route, RouteFault, RouteRefusal, RouterInput, RouterOutput,
+    AppendReason, Ask, Cause, LoadReport, Member, Outlook, Reason, Route, RouteFault, RouteRefusal, RouterInput,
+    RouterOutput,
 };
 
 /// The router of a deployment, or one of several.
@@ -92,6 +95,8 @@ struct Live {
     avoid: Vec<WorkerId>,
     /// How the last attempt ended.
     fault: RouteFault,
+    /// Since when its next attempt finds no worker.
+    stranded: Option<Instant>,
     state: State,
 }
 
@@ -173,6 +178,7 @@ impl Router {
             has_streamed: false,
             avoid: Vec::new(),
             fault: RouteFault::Connection,
+            stranded: None,
             state: State::Waiting { until: now },
         };
         if self.route(now, &mut live, out) {
@@ -279,6 +285,7 @@ impl Router {
         }
         let slot = self.index.open(member.pages);
         self.workers.insert(id, Worker::new(member, slot));
+        self.call_stranded(now);
     }
 
     fn on_load(&mut self, now: Instant, worker: WorkerId, load: LoadReport) {
@@ -365,6 +372,7 @@ impl Machine for Router {
             digest.value(&(live.attempt, live.output, live.has_streamed));
             digest.value(&live.avoid);
             digest.value(&live.fault);
+            digest.value(&live.stranded);
             match live.state {
                 State::Waiting { until } => digest.value(&until),
                 State::Routed(Placed { prefill, decode }) => digest.value(&(prefill, decode)),

@@ -64,6 +64,23 @@ impl<'a> Estimate<'a> {
         Self { config, cost, length: length.clamp(1, LENGTH_MAX), known }
     }
 
+    pub(super) const fn config(&self) -> &'a RouterConfig {
+        self.config
+    }
+
+    pub(super) const fn cost(&self) -> &'a Cost {
+        self.cost
+    }
+
+    pub(super) const fn length(&self) -> u32 {
+        self.length
+    }
+
+    /// Layers that are pushed one by one.
+    pub(super) fn layers(&self) -> u64 {
+        self.cost.layers().max(1)
+    }
+
     /// Tokens to compute behind `cached`: at least the last one, for its logits.
     pub(super) const fn fresh(&self, cached: u32) -> u32 {
         let fresh = self.length.saturating_sub(cached);

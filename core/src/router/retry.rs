@@ -78,13 +78,38 @@ impl Router {
             self.due.pop_first();
             let mut live = self.live.remove(&request).expect("waiting requests are live");
             if self.route(now, &mut live, out) {
+                live.stranded = None;
                 let again = if live.has_streamed { &mut self.metrics.migrated } else { &mut self.metrics.retried };
                 *again += 1;
                 self.live.insert(request, live);
             } else {
-                // Nobody is there: that was an attempt, too.
-                let pause = self.backoff_ns(live.attempt);
-                self.wait(live, now.after_ns(pause), out);
+                self.strand(now, live, out);
+            }
+        }
+    }
+
+    /// Nobody is there. That costs no attempt: the request waits for a worker, up to its patience.
+    fn strand(&mut self, now: Instant, mut live: Live, out: &mut Outbox<RouterOutput>) {
+        let request = live.ask.request;
+        let since = *live.stranded.get_or_insert(now);
+        let until = since + self.config.queue_timeout;
+        if until <= now {
+            return self.refuse(request, RouteRefusal::NoWorkers, out);
+        }
+        live.state = State::Waiting { until };
+        self.due.insert((until, request));
+        self.live.insert(request, live);
+    }
+
+    /// A worker is there: those that wait for one look again in this step.
+    pub(super) fn call_stranded(&mut self, now: Instant) {
+        for (&request, live) in self.live.iter_mut().filter(|(_, live)| live.stranded.is_some()) {
+            if let State::Waiting { until } = &mut live.state
+                && *until > now
+            {
+                self.due.remove(&(*until, request));
+                self.due.insert((now, request));
+                *until = now;
             }
         }
     }

@@ -216,20 +216,52 @@ pub struct Reason {
 
 codec!(struct Reason { cause, last_resort, cached, decode_cached, ready_ns, append });
 
-/// The two sides of the append decision. A side that has no worker costs `u64::MAX`.
+/// What is expected of one side of the append decision.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Outlook {
+    /// Until the first token of the request.
+    pub ttft_ns: u64,
+    /// Time per token of the answers that are under way on the worker that will decode.
+    pub tpot_ns: u64,
+}
+
+codec!(struct Outlook { ttft_ns, tpot_ns });
+
+impl Outlook {
+    /// Its cost by weights of TTFT and TPOT, per mille: a percent of the TPOT of `scale` is worth as much as a percent of
+    /// its TTFT.
+    pub(super) fn cost(&self, [w_ttft, w_tpot]: [u32; 2], scale: Self) -> u128 {
+        let late_ns = u128::from(scale.ttft_ns) * u128::from(self.tpot_ns) / u128::from(scale.tpot_ns.max(1));
+        (u128::from(w_ttft) * u128::from(self.ttft_ns)).saturating_add(u128::from(w_tpot).saturating_mul(late_ns))
+    }
+}
+
+/// The two sides of the append decision.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct AppendReason {
-    /// Weighted cost of the best prefill and decode pair.
-    pub pair_ns: u64,
-    /// Weighted cost of appending on the best decode (or unified) worker.
-    pub append_ns: u64,
+    /// The best prefill and decode pair, if there is one.
+    pub pair: Option<Outlook>,
+    /// Appending on the best decode (or unified) worker, if there is one.
+    pub append: Option<Outlook>,
     /// L / (L + m) of the pair's prefill worker, per mille.
     pub pair_ratio_per_mille: u32,
     /// L / (L + m) of the worker to append on, per mille.
     pub append_ratio_per_mille: u32,
 }
 
-codec!(struct AppendReason { pair_ns, append_ns, pair_ratio_per_mille, append_ratio_per_mille });
+codec!(struct AppendReason { pair, append, pair_ratio_per_mille, append_ratio_per_mille });
+
+impl AppendReason {
+    /// Whether weights of TTFT and TPOT, per mille, speak for the append. Where both sides are as good, it is the pair.
+    #[must_use]
+    pub fn appends(&self, weights: [u32; 2]) -> bool {
+        match (self.pair, self.append) {
+            (Some(pair), Some(append)) => append.cost(weights, pair) < pair.cost(weights, pair),
+            (None, Some(_)) => true,
+            (_, None) => false,
+        }
+    }
+}
 
 /// What decided.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]

@@ -213,7 +213,7 @@ impl Sched {
         room.expected += growth;
         self.admitted += 1;
         self.waiting_tokens -= u64::from(sequence.prompt.length);
-        sequence.settle_in(lease);
+        sequence.settle_in(lease, page_size);
         sequence.served = Some(Box::new(served));
         let order = sequence.order.take();
         let is_left = self.config.mutation.is(Mutant::DoubleAdmit);

@@ -282,6 +282,11 @@ impl Sched {
         })
     }
 
+    /// The latest forward in flight.
+    pub(crate) fn in_flight(&self) -> Option<OpId> {
+        self.flights.back().map(|flight| flight.op)
+    }
+
     /// All leases that sequences hold.
     pub fn leases(&self) -> impl Iterator<Item = &Lease> {
         self.slots.iter().filter_map(|(_, sequence)| sequence.lease.as_ref())

@@ -220,7 +220,7 @@ impl Sequence {
     }
 
     /// Takes what an admission brought.
-    pub(super) fn settle_in(&mut self, lease: Lease) {
+    pub(super) fn settle_in(&mut self, mut lease: Lease, page_size: u32) {
         self.roll_back(0);
         self.computed = lease.cached_tokens();
         self.committed = self.computed;
@@ -230,8 +230,10 @@ impl Sequence {
         self.is_entered = false;
         self.needs = (0, 0);
         self.floor = 0;
+        let ahead = self.remaining().min(GENERATED_RESERVED);
+        self.generated.reserve(ahead as usize);
+        lease.reserve(pages(self.prompt.length.saturating_add(ahead), page_size));
         self.lease = Some(lease);
-        self.generated.reserve(self.remaining().min(GENERATED_RESERVED) as usize);
     }
 
     /// Its pages. Only for states that have some.
@@ -290,5 +292,6 @@ impl Slab {
     }
 }
 
-/// Room for generated tokens that is taken at admission, so that decoding does not allocate.
-const GENERATED_RESERVED: u32 = 1024;
+/// Room for generated tokens, and for their pages in the table, that is taken at admission, so that decoding does not
+/// allocate; longer answers grow by doubling.
+const GENERATED_RESERVED: u32 = 8192;

@@ -72,7 +72,8 @@ impl Worker {
         let at_handoff = || self.transfer.waiting_on(request);
         Some(match self.sched.waiting_on(request)? {
             sched::Wait::Op(op) if self.ops.is_live(op) => Waits::Op(op),
-            sched::Wait::Op(_) => Waits::Nothing,
+            // The load that it waited for has ended; it has its turn when a forward does.
+            sched::Wait::Op(_) => self.sched.in_flight().map_or(Waits::Nothing, Waits::Op),
             sched::Wait::Queue => Waits::Queue,
             sched::Wait::Memory => Waits::Memory,
             sched::Wait::Fetch(until) => Waits::Fetch(until),

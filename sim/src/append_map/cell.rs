@@ -71,10 +71,23 @@ pub struct Sample {
 /// The router's word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Decision {
-    /// Where it would have sent the append.
+    /// Where it would have sent the append, with the weights that it has.
     pub side: Side,
     /// Why.
     pub reason: AppendReason,
+}
+
+impl Decision {
+    /// Where it sends the append with the weights of a measure.
+    #[must_use]
+    pub fn side_by(&self, by: By) -> Side {
+        let weights = match by {
+            By::Ttft => [1000, 0],
+            By::Tpot => [0, 1000],
+            By::Weighted(w_tpot) => [1000, (w_tpot * 1000.0).round() as u32],
+        };
+        if self.reason.appends(weights) { Side::Append } else { Side::Pair }
+    }
 }
 
 impl Found {
@@ -142,7 +155,9 @@ impl Cell {
             kv_events: false,
             cache_threshold: None,
             load_weight: None,
+            load_report: None,
             w_tpot: None,
+            append_ratio_min: None,
             w_ttft: None,
             retries: None,
             max_live_requests: None,
@@ -154,7 +169,10 @@ impl Cell {
                 router.policy = if ask == Ask::Router { Policy::AppendAware } else { Policy::RoundRobin };
                 router.decode_policy = Policy::CacheAware;
             }
-            let setup = document.setup(&name, &file)?;
+            let mut setup = document.setup(&name, &file)?;
+            if let Some((router, _)) = &mut setup.router {
+                router.append_window_tokens = map.window_tokens;
+            }
             let modes: Vec<Mode> = setup.workers.iter().map(|worker| worker.config.mode).collect();
             if modes != [Mode::Prefill, Mode::Decode] {
                 return Err(error(

@@ -197,10 +197,10 @@ impl Map {
         Some(below.reuse + (above.reuse - below.reuse) * (-low / (high - low)))
     }
 
-    /// In how many cells, of how many, the router does what is better by a measure.
+    /// In how many cells, of how many, the router does what is better by a measure, if it has that measure's weights.
     #[must_use]
     pub fn agreement(&self, by: By) -> (usize, usize) {
-        let agree = self.cells.iter().filter(|cell| cell.router.side == cell.winner(by)).count();
+        let agree = self.cells.iter().filter(|cell| cell.router.side_by(by) == cell.winner(by)).count();
         (agree, self.cells.len())
     }
 

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
+use pd_core::router::Outlook;
 use serde_json::json;
 
 use super::{By, Found, Map, Side};
@@ -117,6 +118,9 @@ fn texts(values: &[f64]) -> String {
 pub fn json(map: &Map) -> String {
     let mut out = String::new();
     let ms = |ns: f64| ns / 1e6;
+    let side = |side: Option<Outlook>| {
+        side.map(|side| json!({ "ttft_ms": ms(side.ttft_ns as f64), "tpot_ms": ms(side.tpot_ns as f64) }))
+    };
     for cell in &map.cells {
         let line = json!({
             "scenario": map.name, "link": cell.link, "decodes": cell.decodes, "tokens": cell.tokens,
@@ -125,8 +129,8 @@ pub fn json(map: &Map) -> String {
             "append": { "ttft_ms": ms(cell.append.ttft_ns), "tpot_ms": ms(cell.append.tpot_ns) },
             "router": {
                 "side": cell.router.side,
-                "pair_ms": ms(cell.router.reason.pair_ns as f64),
-                "append_ms": ms(cell.router.reason.append_ns as f64),
+                "pair": side(cell.router.reason.pair),
+                "append": side(cell.router.reason.append),
             },
         });
         let _ = writeln!(out, "{line}");

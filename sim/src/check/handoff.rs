@@ -226,7 +226,9 @@ impl Handoffs {
                 let about = About::leg(worker, want.request);
                 let key = (worker, want.epoch, want.generation);
                 self.uses(log, worker, want.pages.iter().copied(), "offers");
+                // A hand-off ends its attempt, also one that offers what was not asked for.
                 if let Some(former) = self.current.insert((worker, want.room), key)
+                    && self.landed != Some(former)
                     && self.asked.get(&former).is_some_and(|asked| !asked.is_over)
                 {
                     log.report(Checker::Handoff, about, "asks again while an attempt is open");

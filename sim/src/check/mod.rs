@@ -34,7 +34,7 @@ use std::fmt;
 
 use pd_core::config::{TransferBackend, WorkerConfig};
 use pd_core::event::Event;
-use pd_core::id::{Epoch, RequestId};
+use pd_core::id::{Epoch, PageKey, RequestId};
 use pd_core::message::Message;
 use pd_core::op::{Command, Input, Outcome, Output, Push};
 use pd_core::router::{RouterInput, RouterOutput};
@@ -179,6 +179,8 @@ impl Log {
 #[derive(Debug)]
 struct Watched {
     config: WorkerConfig,
+    /// The namespace of each of its lives.
+    roots: BTreeMap<Epoch, PageKey>,
     /// Commands in flight, by number.
     ops: BTreeMap<u64, Flying>,
     forwards: u32,
@@ -217,6 +219,7 @@ impl Checks {
         let count = setup.workers.len();
         let watched = |config: &WorkerConfig| Watched {
             config: config.clone(),
+            roots: BTreeMap::from([(config.epoch, config.kv.root)]),
             ops: BTreeMap::new(),
             forwards: 0,
             recounts: Recounts::new(&config.kv),
@@ -269,6 +272,7 @@ impl Checks {
         if let Some(config) = config {
             self.epoch.on_life(&mut self.log, worker, watched.config.epoch, config.epoch, watched.recounts.steps() > 0);
             watched.recounts = Recounts::new(&config.kv);
+            watched.roots.insert(config.epoch, config.kv.root);
             watched.config = config.clone();
         }
     }
@@ -347,7 +351,7 @@ impl Checks {
                             memory.begin(worker, run.request, lanes.names(run.request));
                         }
                     }
-                    self.started(worker, op.epoch, op.seq, command, fabric);
+                    self.started(worker, op.epoch, op.seq, command);
                 }
                 Output::Send { to, message } => {
                     let sender = &self.workers[worker as usize].config;
@@ -376,7 +380,7 @@ impl Checks {
         self.settle(worker, outputs, machine);
     }
 
-    fn started(&mut self, worker: u32, epoch: Epoch, seq: u64, command: &Command, fabric: &Fabric) {
+    fn started(&mut self, worker: u32, epoch: Epoch, seq: u64, command: &Command) {
         let watched = &mut self.workers[worker as usize];
         let log = &mut self.log;
         self.epoch.started(log, worker, watched.config.epoch, epoch);
@@ -395,8 +399,10 @@ impl Checks {
                 Flying::Other
             }
             Command::Push(push) => {
-                let roots = [worker, push.to.0].map(|index| self.workers[index as usize].config.kv.root);
-                if roots[0] != roots[1] && fabric.lives[push.to.0 as usize].is_some() {
+                // A push names the life that leased the pages, and lands in no other; its source may not have heard yet
+                // that there is a next one.
+                let own = self.workers[worker as usize].config.kv.root;
+                if self.workers[push.to.0 as usize].roots.get(&push.epoch).is_some_and(|root| *root != own) {
                     log.report(Checker::Content, About::worker(worker), "pushes KV to a worker of another namespace");
                 }
                 self.handoff.pushed(log, worker, push);

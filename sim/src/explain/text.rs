@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use pd_core::router::{Alternative, Rank};
+use pd_core::router::{Alternative, Outlook, Rank};
 use pd_core::time::Instant;
 
 use super::path::Sum;
@@ -170,13 +170,11 @@ fn routing(decision: &Decision, out: &mut String) {
                 line += "; all breakers of a role were open";
             }
             if let Some(append) = route.reason.append {
-                let side = |ns: u64| if ns == u64::MAX { "impossible".to_owned() } else { ms(ns) };
-                let _ = write!(
-                    line,
-                    "; a pair was weighed at {}, an append at {}",
-                    side(append.pair_ns),
-                    side(append.append_ns)
-                );
+                let side = |side: Option<Outlook>| match side {
+                    None => "impossible".to_owned(),
+                    Some(side) => format!("{} to the first token and {} a step", ms(side.ttft_ns), ms(side.tpot_ns)),
+                };
+                let _ = write!(line, "; a pair: {}, an append: {}", side(append.pair), side(append.append));
             }
             wrap(out, "  ", &line);
             route.prefill.iter().chain([&route.decode]).map(|worker| worker.0).collect()

@@ -25,6 +25,7 @@ mod disk_error;
 mod disk_full;
 mod drop;
 mod duplicate;
+mod failed_copy;
 mod failed_step;
 mod keys;
 mod link_flap;
@@ -45,6 +46,7 @@ mod slow_gpu;
 mod slow_link;
 mod store_damage;
 mod stores;
+mod stray;
 mod stuck_gpu;
 #[cfg(test)]
 mod tests;
@@ -72,6 +74,7 @@ pub use self::disk_error::DiskError;
 pub use self::disk_full::DiskFull;
 pub use self::drop::Drop;
 pub use self::duplicate::Duplicate;
+pub use self::failed_copy::FailedCopy;
 pub use self::failed_step::FailedStep;
 pub use self::keys::{Peer, Share, Speed};
 pub use self::link_flap::LinkFlap;
@@ -90,6 +93,8 @@ pub use self::slow_gpu::SlowGpu;
 pub use self::slow_link::{SetLink, SlowLink};
 pub use self::store_damage::{StoreRemove, StoreTear, StoreWipe};
 pub(crate) use self::stores::{StoreFaults, Written};
+pub use self::stray::Stray;
+pub(crate) use self::stray::{Astray, astray};
 pub use self::stuck_gpu::StuckGpu;
 pub use self::torn_write::TornWrite;
 
@@ -154,12 +159,16 @@ pub enum Action {
     SlowGpu(SlowGpu),
     /// A forward fails.
     FailedStep(FailedStep),
+    /// A copy between L1 and L2 fails.
+    FailedCopy(FailedCopy),
     /// The client of a request goes away.
     Cancel(Cancel),
     /// Many clients go away at once.
     CancelAll(CancelAll),
     /// A peer says things that make no sense.
     Nonsense(Nonsense),
+    /// Messages of another attempt or about another prompt.
+    Stray(Stray),
     /// L1 and L2 are forgotten.
     Flush(Order),
     /// L3 is used again.
@@ -226,9 +235,11 @@ macro_rules! each {
             Action::StuckGpu($fault) => $body,
             Action::SlowGpu($fault) => $body,
             Action::FailedStep($fault) => $body,
+            Action::FailedCopy($fault) => $body,
             Action::Cancel($fault) => $body,
             Action::CancelAll($fault) => $body,
             Action::Nonsense($fault) => $body,
+            Action::Stray($fault) => $body,
             Action::Flush($order) => {
                 let $control = Control::Flush;
                 $ordered
@@ -311,9 +322,11 @@ impl Action {
             Self::StuckGpu(_) => "stuck_gpu",
             Self::SlowGpu(_) => "slow_gpu",
             Self::FailedStep(_) => "failed_step",
+            Self::FailedCopy(_) => "failed_copy",
             Self::Cancel(_) => "cancel",
             Self::CancelAll(_) => "cancel_all",
             Self::Nonsense(_) => "nonsense",
+            Self::Stray(_) => "stray",
             Self::Flush(_) => "flush",
             Self::AttachStorage(_) => "attach_storage",
             Self::DetachStorage(_) => "detach_storage",
@@ -344,6 +357,7 @@ impl Action {
             | Self::Duplicate(_)
             | Self::Reorder(_)
             | Self::Delay(_)
+            | Self::Stray(_)
             | Self::ClockSkew(_)
             | Self::StuckGpu(_)
             | Self::SlowGpu(_)
@@ -362,6 +376,7 @@ impl Action {
             | Self::StoreRemove(_)
             | Self::StoreTear(_)
             | Self::StoreWipe(_)
+            | Self::FailedCopy(_)
             | Self::LostPeer(_)
             | Self::BootstrapLate(_)
             | Self::BootstrapRestart(_)

@@ -60,6 +60,8 @@ pub(crate) enum Noise {
     Reorder(u64),
     /// It is so much later, and those behind it, too.
     Delay(u64),
+    /// Another one comes along; if that is the router's, so much later. See [`Post::stray`].
+    Stray(u64),
 }
 
 /// When a message arrives.
@@ -150,6 +152,7 @@ impl Post {
                 Noise::Drop => class != Class::Stream,
                 Noise::Duplicate(_) | Noise::Reorder(_) => class == Class::Loose,
                 Noise::Delay(_) => true,
+                Noise::Stray(_) => false,
             };
             if !concerns || !active.share.draw(&mut active.rng) {
                 continue;
@@ -160,6 +163,7 @@ impl Post {
                 Noise::Duplicate(by) => copy = Some(by),
                 Noise::Reorder(by) => overtaken += by,
                 Noise::Delay(by) => late += by,
+                Noise::Stray(_) => {}
             }
         }
         if is_lost {
@@ -173,6 +177,19 @@ impl Post {
             self.busy_until = self.busy_until.max(in_order);
         }
         Fate { at: Some(at), copy: copy.map(|by| at.after_ns(by)) }
+    }
+}
+
+impl Post {
+    /// For a message that names an attempt: how much later another one comes along, and a draw that says which.
+    pub(crate) fn stray(&mut self, from: u32, to: u32, hits: &mut Hits) -> Option<(u64, u64)> {
+        self.noises.iter_mut().filter(|active| active.scope.covers(from, to)).find_map(|active| {
+            let Noise::Stray(by) = active.noise else { return None };
+            active.share.draw(&mut active.rng).then(|| {
+                hits.add(active.line, 1);
+                (by, active.rng.next())
+            })
+        })
     }
 }
 

@@ -45,6 +45,8 @@ pub(super) struct Compute {
     failing: VecDeque<u32>,
     /// Forwards that were issued behind one that failed and fail with it.
     behind_failed: usize,
+    /// Forwards that have failed, of which the machine has not been told yet, and whose they were.
+    untold: VecDeque<(u64, Vec<RequestId>)>,
 }
 
 /// One forward.
@@ -116,14 +118,17 @@ impl Lanes {
         }
         let cpu_ready = now.max(self.compute.cpu_free).after_ns(cpu_ns);
         self.compute.cpu_free = cpu_ready;
-        Pass {
-            batch,
-            void: Vec::new(),
-            gpu_ns,
-            cpu_ready,
-            gpu_start: Instant::ZERO,
-            end: Instant::ZERO,
-            state: State::Waiting,
+        // Issued by who does not know of a failure yet: what it computes for its requests is worth nothing, either.
+        let is_void =
+            |request: &&RequestId| batch.runs().iter().any(|run| run.request == **request && run.table_from > 0);
+        let void = self.compute.untold.iter().flat_map(|(_, requests)| requests).filter(is_void).copied().collect();
+        Pass { batch, void, gpu_ns, cpu_ready, gpu_start: Instant::ZERO, end: Instant::ZERO, state: State::Waiting }
+    }
+
+    /// The machine is told of the end of an operation.
+    pub(super) fn told(&mut self, seq: u64) {
+        if self.compute.untold.front().is_some_and(|(failed, _)| *failed == seq) {
+            self.compute.untold.pop_front();
         }
     }
 
@@ -228,6 +233,7 @@ impl Lanes {
         let Work::Forward(pass) = &mut self.op(seq).work else { unreachable!("the compute queue holds forwards") };
         let batch = std::mem::take(&mut pass.batch);
         let mut requests: Vec<RequestId> = batch.runs().iter().map(|run| run.request).collect();
+        self.compute.untold.push_back((seq, requests.clone()));
         for index in 0..self.compute.queue.len() {
             let behind = self.compute.queue[index];
             let Work::Forward(pass) = &mut self.op(behind).work else {

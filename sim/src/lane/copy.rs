@@ -21,6 +21,8 @@ pub(super) struct Copies {
     /// Copies in order; the first one moves if `is_busy`.
     pub(super) queue: VecDeque<u64>,
     is_busy: bool,
+    /// Lines of the script that make a copy fail, one entry for each.
+    failing: VecDeque<u32>,
 }
 
 /// One copy.
@@ -74,6 +76,11 @@ impl Copy {
 }
 
 impl Lanes {
+    /// The next so many copies of a lane that end fail.
+    pub(crate) fn fail_copies(&mut self, lane: LaneKind, line: u32, count: u32) {
+        self.copies(lane).failing.extend((0..count).map(|_| line));
+    }
+
     /// Starts the oldest copy of a lane if it can start.
     pub(super) fn run_copies(&mut self, now: Instant, lane: LaneKind, fabric: &mut Fabric) {
         while let Some(&seq) = self.copies(lane).queue.front()
@@ -107,14 +114,19 @@ impl Lanes {
             self.announce_first(now, seq, now, fabric);
             return;
         }
-        if let Some(memory) = &mut fabric.memory {
-            let before = std::mem::take(&mut copy.before);
-            memory.copied(now, &copy.cells(node), &before);
-        }
+        let (before, cells) = (std::mem::take(&mut copy.before), copy.cells(node));
         let lanes = self.copies(lane);
         assert!(lanes.queue.pop_front() == Some(seq), "copies end in order");
         lanes.is_busy = false;
-        self.finish(now, seq, Outcome::Moved, fabric);
+        if let Some(line) = lanes.failing.pop_front() {
+            fabric.hits.add(line, 1);
+            self.fail(now, seq, Fault::Device, fabric);
+        } else {
+            if let Some(memory) = &mut fabric.memory {
+                memory.copied(now, &cells, &before);
+            }
+            self.finish(now, seq, Outcome::Moved, fabric);
+        }
         self.run_copies(now, lane, fabric);
     }
 

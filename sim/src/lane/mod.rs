@@ -244,7 +244,11 @@ impl Lanes {
 
     /// The next completion to tell the machine about.
     pub fn finished(&mut self) -> Option<(OpId, Outcome)> {
-        self.finished.pop_front()
+        let finished = self.finished.pop_front();
+        if let Some((op, _)) = &finished {
+            self.told(op.seq);
+        }
+        finished
     }
 
     /// True if a forward in flight computes for a request.

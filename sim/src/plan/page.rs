@@ -86,6 +86,11 @@ pub fn page(planned: &Planned) -> String {
     }
     for gain in &planned.gains {
         let width = Some(gain.gain.half_width).filter(|width| width.is_finite());
+        // What rounds to nothing is said as such.
+        if 100.0 * gain.gain.mean.abs() < 0.05 && width.is_none_or(|width| 100.0 * width < 0.05) {
+            table.add_row([gain.what_if.about(), "nothing"]);
+            continue;
+        }
         table.add_row([
             gain.what_if.about().to_owned(),
             format!("{:+.1}", 100.0 * gain.gain.mean),

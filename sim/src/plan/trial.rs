@@ -160,7 +160,7 @@ impl Usage {
         };
         let link = |kinds: &[&str]| {
             let links = outcome.links.iter().filter(|(name, _)| kinds.iter().any(|kind| name.contains(kind)));
-            links.map(|(_, used)| busy_percent(outcome, used)).fold(0.0, f64::max)
+            links.map(|(_, used)| busy_percent(outcome, total, used)).fold(0.0, f64::max)
         };
         let disks = outcome.stores.iter().map(|store| store.disk.read.busy_ns.max(store.disk.write.busy_ns));
         let hits = Hits::of(outcome);

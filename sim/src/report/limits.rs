@@ -22,7 +22,7 @@ pub fn what_limits(outcome: &Outcome) -> Vec<(f64, String)> {
             .links
             .iter()
             .filter(|(name, _)| name.contains(kind))
-            .map(|(name, used)| (busy_percent(outcome, used), format!("link {name}")))
+            .map(|(name, used)| (busy_percent(outcome, total, used), format!("link {name}")))
             .max_by(|a, b| a.0.total_cmp(&b.0));
         busiest.extend(link);
     }

@@ -102,9 +102,9 @@ pub(crate) fn served_ns(outcome: &Outcome) -> f64 {
     (ends.max().unwrap_or(outcome.ended).0 as f64).max(1.0)
 }
 
-/// Share of the time of service for which a link carried as much as it can, in percent.
-pub(crate) fn busy_percent(outcome: &Outcome, used: &LinkUse) -> f64 {
-    let stretch = outcome.ended.0 as f64 / served_ns(outcome);
+/// Share of the time of service, [`served_ns`], for which a link carried as much as it can, in percent.
+pub(crate) fn busy_percent(outcome: &Outcome, served_ns: f64, used: &LinkUse) -> f64 {
+    let stretch = outcome.ended.0 as f64 / served_ns;
     (100.0 * used.bytes as f64 / (used.bytes_max as f64).max(1.0) * stretch).min(100.0)
 }
 
@@ -217,9 +217,10 @@ pub fn values(outcome: &Outcome) -> Values {
             values.insert(format!("router.{name}"), value as f64);
         }
     }
+    let served = served_ns(outcome);
     for (name, used) in &outcome.links {
         values.insert(format!("links.{name}.bytes"), used.bytes as f64);
-        values.insert(format!("links.{name}.busy_percent"), busy_percent(outcome, used));
+        values.insert(format!("links.{name}.busy_percent"), busy_percent(outcome, served, used));
     }
     for store in &outcome.stores {
         values.insert(format!("stores.{}.objects", store.name), store.objects as f64);

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 use pd_core::codec::{Codec, Source};
 use pd_core::event::{Finish, Miss, MissReason, Refusal, Served};
@@ -24,8 +24,11 @@ use crate::stats::LogHistogram;
 /// The names of all values that the report of one deployment can have.
 #[derive(Clone, Debug)]
 pub struct Names {
-    names: BTreeSet<String>,
+    links: Vec<String>,
+    stores: Vec<String>,
     has_router: bool,
+    /// Those of its links and stores, once somebody asks for one that is not common: most gates are.
+    own: OnceLock<BTreeSet<String>>,
 }
 
 /// Those of any deployment: all but links and stores.
@@ -44,19 +47,27 @@ impl Names {
     /// Of a deployment.
     #[must_use]
     pub fn of(setup: &Setup) -> Self {
-        let mut outcome = one_request(End::Finished(Finish::Length));
-        for worker in &setup.workers {
+        let links = setup.workers.iter().flat_map(|worker| {
             let wires = [&worker.near, &worker.far].into_iter().flat_map(|wire| wire.out.iter().chain(&wire.into));
-            let links = worker.copy_in.links.iter().chain(&worker.copy_out.links).chain(wires);
-            outcome.links.extend(links.map(|link| (link.name.clone(), LinkUse::default())));
+            worker.copy_in.links.iter().chain(&worker.copy_out.links).chain(wires)
+        });
+        Self {
+            links: links.map(|link| link.name.clone()).collect(),
+            stores: setup.stores.iter().map(|store| store.name.clone()).collect(),
+            has_router: setup.router.is_some(),
+            own: OnceLock::new(),
         }
-        for store in &setup.stores {
-            let name = store.name.clone();
-            outcome.stores.push(StoreRecord { name, disk: DiskUse::default(), objects: 0, bytes: 0 });
-        }
-        let mut names = COMMON.clone();
-        names.extend(values(&outcome).into_keys());
-        Self { names, has_router: setup.router.is_some() }
+    }
+
+    fn own(&self) -> &BTreeSet<String> {
+        self.own.get_or_init(|| {
+            let mut outcome = one_request(End::Finished(Finish::Length));
+            outcome.links.extend(self.links.iter().map(|name| (name.clone(), LinkUse::default())));
+            let store =
+                |name: &String| StoreRecord { name: name.clone(), disk: DiskUse::default(), objects: 0, bytes: 0 };
+            outcome.stores.extend(self.stores.iter().map(store));
+            values(&outcome).into_keys().collect()
+        })
     }
 
     /// Checks that a report can have a value of this name.
@@ -83,12 +94,13 @@ impl Names {
 
     /// The nearest name as an error, if there is none of this.
     fn find(&self, name: &str) -> Result<(), Option<&str>> {
-        if self.names.contains(name) {
+        if COMMON.contains(name) || self.own().contains(name) {
             return Ok(());
         }
         // A name of the same group if there is one like it: "misses.hol" is not about "marks".
         let group = |one: &&str| one.split('.').next() == name.split('.').next();
-        let names = || self.names.iter().map(String::as_str);
+        let all: BTreeSet<&str> = COMMON.iter().chain(self.own()).map(String::as_str).collect();
+        let names = || all.iter().copied();
         Err(nearest(name, names().filter(group)).or_else(|| nearest(name, names())))
     }
 }
@@ -188,7 +200,7 @@ mod tests {
     }
 
     fn check(name: &str) -> Result<(), String> {
-        Names { names: COMMON.clone(), has_router: false }.check(name)
+        Names { links: Vec::new(), stores: Vec::new(), has_router: false, own: OnceLock::new() }.check(name)
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{Hits, Latencies, REQUESTS_LISTED_MAX, milliseconds, totals, what_lim
 use crate::record::{Outcome, Record};
 use crate::scenario::expect::{Broken, Values};
 use crate::stats::Summary;
+use crate::words::at;
 
 /// The report of one run for a person.
 #[must_use]
@@ -28,6 +29,9 @@ pub fn page(name: &str, about: &str, outcome: &Outcome, values: &Values, broken:
     for (label, text) in summary(outcome, values) {
         let _ = writeln!(out, "{label:<12} {text}");
     }
+    if !outcome.idle.is_empty() {
+        let _ = writeln!(out, "{:<12} {}", "events", idle(outcome));
+    }
     for violation in outcome.violations.iter().take(5) {
         let _ = writeln!(out, "VIOLATION    {violation}");
     }
@@ -35,6 +39,19 @@ pub fn page(name: &str, about: &str, outcome: &Outcome, values: &Values, broken:
         let _ = writeln!(out, "GATE BROKEN  {}   found: {}", broken.gate, broken.found);
     }
     out
+}
+
+/// The events of the script that did nothing to anybody.
+fn idle(outcome: &Outcome) -> String {
+    let all = &outcome.idle;
+    let mut text = String::from(if all.len() == 1 { "this event hit nothing: " } else { "these events hit nothing: " });
+    let shown: Vec<String> =
+        all.iter().take(IDLE_SHOWN).map(|idle| format!("{} at {}", idle.what, at(idle.at))).collect();
+    text += &shown.join(", ");
+    if all.len() > IDLE_SHOWN {
+        let _ = write!(text, " and {} more", all.len() - IDLE_SHOWN);
+    }
+    text
 }
 
 fn table(header: &[&str]) -> Table {
@@ -220,3 +237,6 @@ pub(super) fn summary(outcome: &Outcome, values: &Values) -> Vec<(&'static str, 
     lines.push(("hash", format!("{:016x}  ({} events)", outcome.hash, outcome.events)));
     lines
 }
+
+/// Events that hit nothing and are named on the page.
+const IDLE_SHOWN: usize = 5;

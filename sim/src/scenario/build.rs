@@ -9,11 +9,10 @@ use pd_core::cost::{Cost, LinkCost, Model};
 use pd_core::id::{Epoch, WorkerId};
 use pd_core::key::Namespace;
 use pd_core::message::Layout;
-use pd_core::router::RouterConfig;
 use pd_core::time::{Instant, nanos};
 
 use super::schema::{File, Network, Storage, Worker};
-use super::service;
+use super::{router, service};
 use crate::disk::DiskSpec;
 use crate::hardware::{Library, LoadError};
 use crate::setup::{LinkSetup, PathSetup, Setup, StepCost, StoreSetup, WireSetup, WorkerSetup};
@@ -95,7 +94,7 @@ pub fn setup_with(file: &File, folder: &Path, library: &Library) -> Result<Setup
         worker.config.check()?;
     }
     fits_together(&workers)?;
-    let router = router(file, &workers, &model, &wires)?;
+    let router = router::router(file, &workers, &model, &wires)?;
     let latency_ns = nanos(file.network.control_latency.0);
     let first = &workers[0].config;
     let prompts = namespace(&model, &first.transfer.layout.dtype, first.kv.page_size);
@@ -109,7 +108,7 @@ pub fn setup_with(file: &File, folder: &Path, library: &Library) -> Result<Setup
         stores,
         router,
         router_latency_ns: latency_ns,
-        load_report: Duration::ZERO,
+        load_report: router::load_report(file),
         loads: super::loads::sources(&file.load, file.seed, folder, &prompts)
             .map_err(|message| Problem { message, key: Some("load") })?,
         prompts,
@@ -132,9 +131,9 @@ fn named(key: &'static str, error: &LoadError) -> Problem {
 }
 
 /// The links of a scenario.
-struct Wires {
-    near: LinkCost,
-    far: LinkCost,
+pub(super) struct Wires {
+    pub(super) near: LinkCost,
+    pub(super) far: LinkCost,
     host: LinkCost,
     fabric: Option<u64>,
     latency_ns: u64,
@@ -174,7 +173,7 @@ pub(super) fn kv_bytes(dtype: &str) -> Result<u32, Problem> {
     }
 }
 
-fn per_mille(key: &'static str, share: f64, max: f64) -> Result<u64, Problem> {
+pub(super) fn per_mille(key: &'static str, share: f64, max: f64) -> Result<u64, Problem> {
     if (0.0..=max).contains(&share) {
         Ok((share * 1000.0).round() as u64)
     } else {
@@ -199,13 +198,19 @@ impl<'a> Group<'a> {
         let ideal = table.service.as_ref().is_some_and(|service| service.ideal_links);
         let fraction = per_mille("mem_fraction_static", table.mem_fraction_static, 1.0)?;
         let cost = match &table.service {
-            Some(service) => service::cost(service, table.max_total_tokens.map_or(1 << 30, |count| count.0)),
-            None => {
-                let hardware = library.gpu(&table.gpu).map_err(|error| named("gpu", &error))?;
-                Cost::new(&hardware, &model, table.tp).map_err(|error| {
-                    Problem::at("gpu", format!("{} on {} x {}: {error}", model.name, table.tp, table.gpu))
-                })?
+            Some(service) => {
+                let tokens = match table.max_total_tokens {
+                    Some(count) => count.0,
+                    None => on_gpu(library, &model, table)
+                        .map_err(|problem| Problem {
+                            message: format!("{}; or say max_total_tokens", problem.message),
+                            ..problem
+                        })?
+                        .kv_tokens_capacity(fraction),
+                };
+                service::cost(service, tokens)
             }
+            None => on_gpu(library, &model, table)?,
         };
         let page_size = table.page_size;
         let tokens = match table.max_total_tokens {
@@ -351,6 +356,9 @@ impl<'a> Group<'a> {
                     .disaggregation_bootstrap_timeout
                     .map_or(transfer.bootstrap_timeout, |span| span.0),
                 waiting_timeout: table.disaggregation_waiting_timeout.map_or(transfer.waiting_timeout, |span| span.0),
+                heartbeat_interval: table
+                    .disaggregation_heartbeat_interval
+                    .map_or(transfer.heartbeat_interval, |span| span.0),
                 retries_max: table.handoff_retries.unwrap_or(transfer.retries_max),
                 ..transfer
             },
@@ -424,7 +432,14 @@ impl<'a> Group<'a> {
 }
 
 /// A link of each of `tp` ranks, taken together.
-fn scaled(cost: LinkCost, tp: u32) -> LinkCost {
+/// The model on the GPUs of a worker.
+fn on_gpu(library: &Library, model: &Model, table: &Worker) -> Result<Cost, Problem> {
+    let hardware = library.gpu(&table.gpu).map_err(|error| named("gpu", &error))?;
+    Cost::new(&hardware, model, table.tp)
+        .map_err(|error| Problem::at("gpu", format!("{} on {} x {}: {error}", model.name, table.tp, table.gpu)))
+}
+
+pub(super) fn scaled(cost: LinkCost, tp: u32) -> LinkCost {
     let rate = cost.bytes_per_second.get().saturating_mul(u64::from(tp));
     LinkCost { bytes_per_second: NonZeroU64::new(rate).unwrap_or(cost.bytes_per_second), ..cost }
 }
@@ -455,50 +470,6 @@ fn fits_together(workers: &[WorkerSetup]) -> Result<(), Problem> {
         ));
     }
     Ok(())
-}
-
-fn router(
-    file: &File,
-    workers: &[WorkerSetup],
-    model: &Model,
-    wires: &Wires,
-) -> Result<Option<(RouterConfig, Cost)>, Problem> {
-    let Some(table) = &file.router else {
-        return match workers.len() {
-            1 => Ok(None),
-            count => Err(Problem {
-                message: format!("{count} workers need a [router], for instance: [router] policy = \"cache_aware\""),
-                key: None,
-            }),
-        };
-    };
-    let first = &workers[0];
-    let default = RouterConfig::default();
-    let share = |key, value: Option<f64>, max, or: u32| {
-        value.map_or(Ok(or), |value| per_mille(key, value, max).map(|share| share as u32))
-    };
-    let config = RouterConfig {
-        cache_threshold_per_mille: share(
-            "cache_threshold",
-            table.cache_threshold,
-            1.0,
-            default.cache_threshold_per_mille,
-        )?,
-        load_weight_per_mille: share("load_weight", table.load_weight, 1_000.0, default.load_weight_per_mille)?,
-        w_ttft_per_mille: share("w_ttft", table.w_ttft, 1_000.0, default.w_ttft_per_mille)?,
-        w_tpot_per_mille: share("w_tpot", table.w_tpot, 1_000.0, default.w_tpot_per_mille)?,
-        seed: file.seed,
-        policy: table.policy,
-        decode_policy: table.decode_policy,
-        page_size: first.config.kv.page_size,
-        token_bytes: model.kv_bytes_per_token(),
-        link: wires.far,
-        retries_max: table.retries.unwrap_or(default.retries_max),
-        live_requests_max: table.max_live_requests.unwrap_or(default.live_requests_max),
-        ..default
-    };
-    config.check()?;
-    Ok(Some((config, first.cost.clone())))
 }
 
 impl From<ConfigError> for Problem {

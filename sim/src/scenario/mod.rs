@@ -4,6 +4,7 @@ pub mod build;
 pub mod error;
 pub mod expect;
 pub mod loads;
+mod router;
 pub mod schema;
 mod script;
 mod service;

@@ -210,6 +210,8 @@ pub struct Worker {
     pub disaggregation_bootstrap_timeout: Option<Span>,
     /// Longest wait for a hand-off.
     pub disaggregation_waiting_timeout: Option<Span>,
+    /// Between two questions to a peer whether it makes progress; it is lost when it has answered none of two.
+    pub disaggregation_heartbeat_interval: Option<Span>,
     /// Other prefills to try before the prompt is recomputed on the decode worker.
     pub handoff_retries: Option<u32>,
 }
@@ -310,6 +312,10 @@ pub struct Router {
     pub w_ttft: Option<f64>,
     /// Weight of what running sequences lose in that choice.
     pub w_tpot: Option<f64>,
+    /// Share of a prompt that has to be cached on a worker for an append there; 0 weighs whole prompts, too.
+    pub append_ratio_min: Option<f64>,
+    /// How often workers say how busy they are, "0s" for never; each second if appends are weighed, else never.
+    pub load_report: Option<Span>,
     /// Attempts after the first one.
     pub retries: Option<u32>,
     /// Most live requests.

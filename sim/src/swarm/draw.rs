@@ -11,12 +11,15 @@ use super::dice::Dice;
 use super::keys::{Keys, Value};
 use super::menu::{MENU, Scene};
 use super::plan::{Group, Plan, Request, Role};
+use super::theme::Theme;
 
 /// Draws the plan of a seed, with faults of those kinds only that `wanted` names; with all kinds if it is empty.
 #[must_use]
 pub fn draw(seed: u64, wanted: &[&str]) -> Plan {
     let mut shape = Dice::new(seed, 0);
     let mut knobs = Dice::new(seed, 1);
+    let mut plot = Dice::new(seed, 5);
+    let theme = Theme::draw(&mut plot);
     let mut plan = Plan {
         seed,
         model: shape.pick(&["qwen3-0.6b", "qwen3-0.6b", "llama-3.1-8b"]),
@@ -28,10 +31,11 @@ pub fn draw(seed: u64, wanted: &[&str]) -> Plan {
         loads: Vec::new(),
         faults: Vec::new(),
     };
-    let page_size = shape.pick(&[1, 2, 4, 8, 16, 16, 32, 64, 64, 128]);
+    let page_size = theme.page_size(shape.pick(&[1, 2, 4, 8, 16, 16, 32, 64, 64, 128]));
     plan.common.set("page_size", Value::Count(page_size));
     common(&mut shape, &mut plan);
     roles(&mut shape, &mut plan.groups);
+    theme.groups(&mut plot, &mut plan.groups);
     for group in &mut plan.groups {
         group.keys = worker(&mut knobs, page_size, group.role != Role::Unified);
     }
@@ -40,6 +44,8 @@ pub fn draw(seed: u64, wanted: &[&str]) -> Plan {
     }
     let l1 = plan.groups.iter().filter_map(|group| group.keys.count("max_total_tokens")).max().unwrap_or(page_size);
     load(&mut Dice::new(seed, 3), &mut plan, page_size, l1);
+    theme.apply(&mut plot, &mut plan, page_size);
+    plan.faults.retain(|fault| wanted.is_empty() || wanted.contains(&fault.what));
     faults(seed, wanted, &mut plan, page_size);
     plan
 }
@@ -84,10 +90,15 @@ fn common(dice: &mut Dice, plan: &mut Plan) {
     }
 }
 
+/// A group of one worker.
+pub(super) const fn group_of(name: u32, role: Role) -> Group {
+    Group { name, count: 1, role, keys: Keys::new() }
+}
+
 fn roles(dice: &mut Dice, groups: &mut Vec<Group>) {
     let mut add = |role, count: u64| {
         let name = groups.len() as u32;
-        groups.push(Group { name, count: count as u32, role, keys: Keys::new() });
+        groups.push(Group { count: count as u32, ..group_of(name, role) });
     };
     match dice.between(0, 9) {
         0..=2 => add(Role::Unified, 1),
@@ -179,6 +190,11 @@ fn tiers(dice: &mut Dice, page_size: u64, pages: u64, keys: &mut Keys) {
         storage.set("capacity", Value::Bytes(dice.log(1_000_000, 4_000_000_000)));
     }
     keys.set("hicache_storage", Value::Table(storage));
+    prefetching(dice, keys);
+}
+
+/// When a fetch is worth it, and how long it may take.
+pub(super) fn prefetching(dice: &mut Dice, keys: &mut Keys) {
     if dice.chance(600) {
         let policy = dice.pick(&["best_effort", "wait_complete"]);
         keys.set("hicache_storage_prefetch_policy", Value::Word(policy));
@@ -230,6 +246,10 @@ fn handoff(dice: &mut Dice, keys: &mut Keys) {
     }
     if dice.chance(500) {
         keys.set("handoff_retries", Value::Count(dice.between(0, 3)));
+    }
+    if dice.chance(300) {
+        let ns = dice.span(100_000_000, 5_000_000_000);
+        keys.set("disaggregation_heartbeat_interval", Value::Span(ns));
     }
     if dice.chance(20) {
         keys.set("dtype", Value::Word("f32"));

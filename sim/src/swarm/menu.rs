@@ -73,12 +73,14 @@ pub const MENU: &[Kind] = &[
     Kind { name: "reorder", needs: Needs::Company, most: 2, lasts: Some(("for", 3 * SECOND)), keys: late_noise },
     Kind { name: "delay", needs: Needs::Company, most: 2, lasts: Some(("for", 3 * SECOND)), keys: late_noise },
     Kind { name: "nonsense", needs: Needs::Pair, most: 2, lasts: Some(("for", SECOND)), keys: nonsense },
+    Kind { name: "stray", needs: Needs::Company, most: 2, lasts: Some(("for", 3 * SECOND)), keys: late_noise },
     // Links and devices.
     Kind { name: "slow_link", needs: Needs::Links, most: 3, lasts: Some(("for", 2 * SECOND)), keys: slow_link },
     Kind { name: "link_flap", needs: Needs::Links, most: 2, lasts: Some(("for", 2 * SECOND)), keys: link_flap },
     Kind { name: "stuck_gpu", needs: Needs::Nothing, most: 2, lasts: Some(("for", 2 * SECOND)), keys: worker },
     Kind { name: "slow_gpu", needs: Needs::Nothing, most: 2, lasts: Some(("for", 2 * SECOND)), keys: slow_gpu },
     Kind { name: "failed_step", needs: Needs::Nothing, most: 3, lasts: None, keys: failed_step },
+    Kind { name: "failed_copy", needs: Needs::Nothing, most: 3, lasts: None, keys: failed_copy },
     Kind { name: "clock_skew", needs: Needs::Nothing, most: 2, lasts: Some(("for", 2 * SECOND)), keys: clock_skew },
     // Disks and what is on them.
     Kind { name: "slow_disk", needs: Needs::Store, most: 2, lasts: Some(("for", 2 * SECOND)), keys: slow_disk },
@@ -209,7 +211,7 @@ fn worker_with_store(dice: &mut Dice, scene: &Scene) -> Keys {
 
 fn restart(dice: &mut Dice, scene: &Scene) -> Keys {
     let keys = worker(dice, scene);
-    if dice.chance(80) { keys.with("dtype", Value::Word(dice.pick(&["fp8_e4m3", "bf16"]))) } else { keys }
+    if dice.chance(200) { keys.with("dtype", Value::Word(dice.pick(&["fp8_e4m3", "bf16"]))) } else { keys }
 }
 
 fn spare(dice: &mut Dice, scene: &Scene) -> Keys {
@@ -293,6 +295,11 @@ fn slow_gpu(dice: &mut Dice, scene: &Scene) -> Keys {
 
 fn failed_step(dice: &mut Dice, scene: &Scene) -> Keys {
     worker(dice, scene).with("count", Value::Count(dice.log(1, 4)))
+}
+
+fn failed_copy(dice: &mut Dice, scene: &Scene) -> Keys {
+    let keys = failed_step(dice, scene);
+    if dice.chance(400) { keys } else { keys.with("side", Value::Word(dice.pick(&["h2d", "d2h"]))) }
 }
 
 fn clock_skew(dice: &mut Dice, scene: &Scene) -> Keys {

@@ -26,6 +26,7 @@ mod run;
 mod shrink;
 #[cfg(test)]
 mod tests;
+mod theme;
 
 pub use self::coverage::{Coverage, Reached};
 pub use self::draw::draw;

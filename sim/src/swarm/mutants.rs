@@ -38,18 +38,30 @@ const APART: u64 = 1_000_000;
 /// Looks for a mistake from several starting points.
 #[must_use]
 pub fn hunt(stage: Stage, mutant: Mutant, bounds: Bounds) -> (Hunt, Stage) {
-    let stage = stage.mutation(Mutation::of(mutant));
+    let mut stage = stage;
     let mut found = Vec::new();
     for start in (0..bounds.starts).map(|start| start * APART) {
-        let fleet = Fleet { seeds: start..start + bounds.seeds, faults: &[], jobs: bounds.jobs, first_only: true };
-        let sum = fleet.run(&stage, &mut |_| true);
-        if let Some(first) = sum.first() {
+        let mut next = start;
+        loop {
+            stage = stage.mutation(Mutation::of(mutant));
+            let seeds = next..start + bounds.seeds;
+            let fleet = Fleet { seeds, faults: &[], jobs: bounds.jobs, first_only: true };
+            let sum = fleet.run(&stage, &mut |_| true);
+            let Some(first) = sum.first() else { break };
             let plan = draw(first.seed, &[]);
+            // What goes wrong without the mistake, too, says nothing of it.
+            stage = stage.mutation(Mutation::default());
+            if !stage.run(&plan).failures.is_empty() {
+                next = first.seed + 1;
+                continue;
+            }
+            stage = stage.mutation(Mutation::of(mutant));
             let finding = pursue(&stage, first.seed, &plan, &first.failure, bounds.tries);
             found.push((first.seed - start + 1, finding));
+            break;
         }
     }
-    (Hunt { mutant, found, starts: bounds.starts }, stage)
+    (Hunt { mutant, found, starts: bounds.starts }, stage.mutation(Mutation::default()))
 }
 
 /// All searches as a table, and the medians over them.

@@ -3,12 +3,12 @@
 //! A letter is for one life of its receiver. What a peer says is for one connection, too: over one that has broken since,
 //! or of which the receiver has not been told, nothing arrives.
 
-use pd_core::id::Epoch;
+use pd_core::id::{Epoch, WorkerId};
 use pd_core::op::Input;
 use pd_core::time::Instant;
 
 use super::WorldOf;
-use crate::fault::{Class, Faults, Parcel, ROUTER, sender};
+use crate::fault::{Astray, Class, Faults, Parcel, ROUTER, astray, sender};
 use crate::lane::{Fabric, Letter, Mark};
 use crate::node::Serve;
 
@@ -17,6 +17,22 @@ pub(super) fn send(faults: &mut Faults, fabric: &mut Fabric, at: Instant, from: 
     if faults.post.is_quiet(at) {
         fabric.heap.push(at, Mark::Letter(Box::new(letter)));
         return true;
+    }
+    let mut letter = letter;
+    if let Input::Recv { message, .. } = &mut letter.input
+        && astray(message, 0).is_some()
+        && let Some((_, draw)) = faults.post.stray(from, letter.to, &mut fabric.hits)
+    {
+        match astray(message, draw).expect("asked just before") {
+            Astray::Instead(other) => *message = other,
+            Astray::Before(other) => {
+                let input = Input::Recv { from: WorkerId(from), message: other };
+                let stray = Letter { to: letter.to, epoch: letter.epoch, sender: letter.sender, input };
+                if let Some(at) = faults.post.fate(at, from, letter.to, Class::Loose, &mut fabric.hits).at {
+                    fabric.heap.push(at, Mark::Letter(Box::new(stray)));
+                }
+            }
+        }
     }
     let fate = faults.post.fate(at, from, letter.to, Class::Loose, &mut fabric.hits);
     if let Some(copy) = fate.copy {

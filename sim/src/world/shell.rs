@@ -62,6 +62,11 @@ impl RouterNode {
 /// Sends a note to the router, as far as it gets.
 pub(super) fn note_at(faults: &mut Faults, fabric: &mut Fabric, at: Instant, note: RouterInput) {
     let Some(from) = reporter(&note) else {
+        if let RouterInput::Failed { worker, .. } = &note
+            && let Some((by, _)) = faults.post.stray(worker.0, ROUTER, &mut fabric.hits)
+        {
+            fabric.heap.push(at.after_ns(by), Mark::Note(Box::new(note.clone())));
+        }
         fabric.heap.push(at, Mark::Note(Box::new(note)));
         return;
     };

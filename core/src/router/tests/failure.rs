@@ -138,19 +138,22 @@ fn a_restart_is_a_loss_and_a_new_member() {
 }
 
 #[test]
-fn without_any_worker_a_live_request_waits_for_one_within_its_retries() {
+fn without_any_worker_a_live_request_waits_for_one_and_spends_no_attempt() {
     let mut net = Net::with(RouterConfig::default(), &[Mode::Unified]);
     net.route(1, &[]);
     net.route(2, &[]);
     net.down(0);
-    net.pass(Duration::from_millis(100));
-    net.up(0, Mode::Unified, 2);
-    let moved = routes(&net.pass(SECOND));
-    assert_eq!(moved.len(), 2);
+    // Longer than all retries together.
+    assert!(net.pass(SECOND * 59).is_empty());
+    let moved = routes(&net.up(0, Mode::Unified, 2));
+    assert_eq!(moved.iter().map(|route| route.attempt).collect::<Vec<_>>(), [1, 1]);
+    // Anew, with all of its patience.
     net.down(0);
-    let refused = net.pass(SECOND * 10);
+    assert!(net.pass(SECOND * 59).is_empty());
+    let refused = net.pass(SECOND);
     assert_eq!(refused.len(), 2);
-    assert_eq!(net.metrics().refused_retries, 2);
+    assert_eq!((net.metrics().refused_no_workers, net.metrics().refused_retries), (2, 0));
+    assert!(net.pump.deadline().is_none());
 }
 
 #[test]

@@ -133,7 +133,8 @@ fn append_aware_appends_short_turns_and_sends_long_ones_to_a_pair() {
     let long = second_turn(base, 0, 512, 64);
     assert_eq!((long.prefill, long.reason.cause), (Some(WorkerId(0)), Cause::Pair));
     let reason = short.reason.append.expect("both sides are told");
-    assert!(reason.append_ns < reason.pair_ns);
+    let sides = (reason.append.expect("an append").ttft_ns, reason.pair.expect("a pair").ttft_ns);
+    assert!(sides.0 < sides.1, "{sides:?}");
     assert_eq!(reason.append_ratio_per_mille, 512 * 16 * 1000 / (516 * 16 + 1));
     assert_eq!(long.reason.append.expect("both sides are told").pair_ratio_per_mille, 0);
 }
@@ -142,7 +143,7 @@ fn append_aware_appends_short_turns_and_sends_long_ones_to_a_pair() {
 fn a_larger_weight_of_tpot_moves_appends_to_pairs() {
     let appends = |w_tpot| {
         let weighted = RouterConfig { w_tpot_per_mille: w_tpot, ..config(Policy::AppendAware) };
-        (0..40).filter(|&fresh| second_turn(weighted.clone(), 128, fresh + 1, 32).prefill.is_none()).count()
+        (0..40).filter(|&fresh| second_turn(weighted.clone(), 128, fresh * 16 + 1, 32).prefill.is_none()).count()
     };
     let counts = [0, 100, 300, 1000, 6000].map(appends);
     assert!(counts.is_sorted_by(|one, other| one >= other), "{counts:?}");
@@ -155,7 +156,7 @@ fn a_slower_link_moves_pairs_to_appends() {
         let bytes_per_second = core::num::NonZeroU64::new(bytes_per_second).unwrap();
         let link = LinkCost { bytes_per_second, ..RouterConfig::default().link };
         let slow = RouterConfig { link, ..config(Policy::AppendAware) };
-        (0..40).filter(|&fresh| second_turn(slow.clone(), 128, fresh * 8 + 1, 200).prefill.is_none()).count()
+        (0..40).filter(|&fresh| second_turn(slow.clone(), 128, fresh * 16 + 1, 200).prefill.is_none()).count()
     };
     let counts = [380_000_000_000, 45_000_000_000, 2_700_000_000, 100_000_000].map(appends);
     assert!(counts.is_sorted(), "{counts:?}");

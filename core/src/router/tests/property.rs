@@ -221,6 +221,8 @@ proptest! {
             play(&mut net, &mut world, act);
         }
         // Those that wait get their attempts or are refused; then everybody finishes.
+        // Those that find no worker wait for one as long again.
+        play(&mut net, &mut world, &Act::Pass { ms: 60_000 });
         play(&mut net, &mut world, &Act::Pass { ms: 60_000 });
         for request in world.live.keys().copied().collect::<Vec<_>>() {
             assert!(world.live[&request].is_some());

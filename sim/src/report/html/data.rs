@@ -67,7 +67,7 @@ fn utilisation(collector: &Collector, outcome: &Outcome) -> Vec<Value> {
     let percent = |busy_ns: u64| (100.0 * busy_ns as f64 / total).min(100.0);
     let gpus = (0..).zip(&outcome.workers);
     let gpus = gpus.map(|(index, worker)| (percent(worker.lanes.forward_busy_ns), format!("GPU of worker {index}")));
-    let links = outcome.links.iter().map(|(name, used)| (busy_percent(outcome, used), format!("link {name}")));
+    let links = outcome.links.iter().map(|(name, used)| (busy_percent(outcome, total, used), format!("link {name}")));
     let disks = outcome.stores.iter().map(|store| {
         let busy_ns = store.disk.read.busy_ns.max(store.disk.write.busy_ns);
         (percent(busy_ns), format!("disk of {}", store.name))
