@@ -227,12 +227,12 @@ impl Backend for Door {
                 self.is_attached.store(false, Ordering::Relaxed);
                 (Control::DetachStorage, "L3 is not used any more; operations in flight end first")
             }
-            Order::ClearStorage => (Control::ClearStorage, "everything of this worker's namespace is being removed from L3"),
+            Order::ClearStorage => {
+                (Control::ClearStorage, "everything of this worker's namespace is being removed from L3")
+            }
         };
         let sent = self.inbox.send(Told::Input(Input::Control(control)));
-        let result = sent
-            .map(|()| done.to_owned())
-            .map_err(|_| ControlError::Failed("the worker has stopped".into()));
+        let result = sent.map(|()| done.to_owned()).map_err(|_| ControlError::Failed("the worker has stopped".into()));
         futures_util::future::ready(result).boxed()
     }
 }

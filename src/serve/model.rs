@@ -41,8 +41,8 @@ impl Model {
                 let file = folder.join("config.json");
                 let config = std::fs::read(&file).map_err(|error| missing(folder, &file, &error))?;
                 if is_dummy {
-                    let text = String::from_utf8(config.clone())
-                        .map_err(|_| format!("{}: not UTF-8", file.display()))?;
+                    let text =
+                        String::from_utf8(config.clone()).map_err(|_| format!("{}: not UTF-8", file.display()))?;
                     (ModelSource::Dummy { config: text, seed: options.random_seed.unwrap_or(0) }, config)
                 } else {
                     (ModelSource::Folder(folder.clone()), config)
@@ -79,9 +79,7 @@ impl Model {
         let facts: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
         let path = options.model_path.as_ref().map_or_else(|| "built in".to_owned(), |path| path.display().to_string());
         let name = options.served_model_name.clone().unwrap_or_else(|| match &options.model_path {
-            Some(folder) => {
-                folder.file_name().map_or_else(|| path.clone(), |name| name.to_string_lossy().into_owned())
-            }
+            Some(folder) => folder.file_name().map_or_else(|| path.clone(), |name| name.to_string_lossy().into_owned()),
             None => tiny::NAME.to_owned(),
         });
         let what = if is_dummy { "random weights" } else { "weights" };

@@ -116,7 +116,6 @@ const fn line(lane: LaneKind) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use pd_core::batch::Batch;
     use pd_core::id::Epoch;
 
     use super::*;
@@ -126,7 +125,7 @@ mod tests {
     }
 
     fn forward() -> Command {
-        Command::Forward(Box::new(Batch::default()))
+        Command::Forward(Box::default())
     }
 
     fn started(due: &mut Due) -> Vec<u64> {

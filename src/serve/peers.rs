@@ -120,12 +120,12 @@ pub(crate) async fn start(
     let ear = Ear { transport: Arc::clone(&transport), inbox: Mutex::new(inbox.clone()) };
     let listen = PeersConfig { listen: join(&host, 0), ..PeersConfig::new(worker, epoch, wire_address.clone()) };
     let connections = Connections::listen(listen, Arc::new(ear));
-    let connections = connections.map(Arc::new).map_err(|error| format!("no control connections at {host}: {error}"))?;
+    let connections =
+        connections.map(Arc::new).map_err(|error| format!("no control connections at {host}: {error}"))?;
     let bootstrap_port = options.disaggregation_bootstrap_port.unwrap_or(bootstrap::PORT);
     let bootstrap = match config.mode {
         Mode::Prefill => {
-            let settings =
-                BootstrapConfig { listen: join(&host, bootstrap_port), ..BootstrapConfig::new(worker) };
+            let settings = BootstrapConfig { listen: join(&host, bootstrap_port), ..BootstrapConfig::new(worker) };
             let server = Bootstrap::start(settings).await.map_err(|error| {
                 format!(
                     "the bootstrap server cannot listen at {host}:{bootstrap_port}: {error}; \

@@ -155,7 +155,10 @@ pub(crate) fn plan(
         },
     };
     config.check().map_err(|error| error.to_string())?;
-    choices.push(("KV", format!("{} a token, {} a page of {page_size}", bytes(geometry.token_bytes() as u64), bytes(page_bytes as u64))));
+    choices.push((
+        "KV",
+        format!("{} a token, {} a page of {page_size}", bytes(geometry.token_bytes() as u64), bytes(page_bytes as u64)),
+    ));
     choices.push(("context", format!("{context} tokens")));
     Ok(Plan { config, namespace, page_bytes, storage_bytes, choices })
 }
@@ -189,7 +192,8 @@ fn device_pages(
 
 fn host_pages(options: &Options, device_pages: u32, page_bytes: usize) -> Result<(u32, String), String> {
     if let Some(size) = options.hicache_size {
-        let pages = u32::try_from(size.0 / page_bytes as u64).map_err(|_| "--hicache-size: too many pages".to_owned())?;
+        let pages =
+            u32::try_from(size.0 / page_bytes as u64).map_err(|_| "--hicache-size: too many pages".to_owned())?;
         return Ok((pages, "--hicache-size".into()));
     }
     let (ratio, why) = match options.hicache_ratio {

@@ -93,10 +93,8 @@ impl Snapshot {
         put("gauge", "sglang:token_usage", "Share of L1 in use.", used);
         put("gauge", "sglang:gen_throughput", "Tokens generated per second, lately.", self.tokens_per_second);
         put("gauge", "sglang:cache_hit_rate", "Share of prompt tokens from a tier.", self.hit_rate());
-        let prompts = metrics.computed_tokens
-            + metrics.device_hit_tokens
-            + metrics.host_hit_tokens
-            + metrics.storage_hit_tokens;
+        let prompts =
+            metrics.computed_tokens + metrics.device_hit_tokens + metrics.host_hit_tokens + metrics.storage_hit_tokens;
         put("counter", "sglang:prompt_tokens_total", "Prompt tokens, cached ones included.", prompts as f64);
         put("counter", "sglang:generation_tokens_total", "Tokens generated.", metrics.generated_tokens as f64);
         put("counter", "sglang:num_requests_total", "Requests that were taken.", metrics.requests as f64);

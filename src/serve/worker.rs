@@ -81,9 +81,15 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
             let (store, report) = Store::open(settings).map_err(|error| error.to_string())?;
             choices.push(("L3 holds", report.to_string()));
             let answers = inbox.clone();
-            let lane = StorageLane::start(store, Arc::clone(&host_memory), config.kv.root, STORAGE_THREADS, move |op, outcome| {
-                let _ = answers.send(Told::Done { op, outcome, samples: Vec::new() });
-            });
+            let lane = StorageLane::start(
+                store,
+                Arc::clone(&host_memory),
+                config.kv.root,
+                STORAGE_THREADS,
+                move |op, outcome| {
+                    let _ = answers.send(Told::Done { op, outcome, samples: Vec::new() });
+                },
+            );
             Some(Arc::new(std::sync::Mutex::new(lane.map_err(|error| error.to_string())?)))
         }
         None => None,
@@ -205,6 +211,7 @@ fn worker_id(address: SocketAddr) -> WorkerId {
 }
 
 /// The number of this life: tenths of a second since 2026, so that a later one is larger.
+#[expect(clippy::disallowed_types, reason = "lives are told apart across restarts; nothing else reads the wall clock")]
 fn epoch() -> Epoch {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Epoch(u32::try_from(since.as_millis().saturating_sub(YEAR_2026_MS) / 100).unwrap_or(u32::MAX))

@@ -20,7 +20,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 
 fn all_sources() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for part in ["core/src", "sim/src", "src", "tests", "benches"] {
+    for part in ["core/src", "gpu/src", "net/src", "sim/src", "src", "sync/src", "tests", "benches"] {
         sources(&root().join(part), &mut found);
     }
     found.sort();

@@ -43,8 +43,8 @@ pub use stats::Spread;
 use backend::History;
 use call::Caller;
 
-use crate::text::strftime::{strftime, unix_seconds};
 use crate::client::{Pool, pool};
+use crate::text::strftime::{strftime, unix_seconds};
 
 /// Why a benchmark does not run.
 #[derive(Debug, Error)]

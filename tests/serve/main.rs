@@ -1,0 +1,9 @@
+//! The real thing: processes of `pd`, sockets, files, the model inside the binary.
+//!
+//! Tests wait for what they want to see, never for a time; each has its own ports and folders.
+
+mod http;
+mod process;
+mod restart;
+mod same_tokens;
+mod wrong;

@@ -1,0 +1,116 @@
+//! Processes of `pd` that end with the test.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// A folder that goes with the test.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("pd-serve-{}-{number}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a folder for the test");
+        Self(path)
+    }
+
+    pub fn join(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A process that serves.
+pub struct Pd {
+    child: Child,
+    log: PathBuf,
+    /// Host and port of its API.
+    pub address: String,
+    _folder: Folder,
+}
+
+impl Pd {
+    /// Starts `pd` and waits until it is ready.
+    pub fn start(arguments: &[&str]) -> Self {
+        let folder = Folder::new("log");
+        let log = folder.0.join("log");
+        let file = File::create(&log).expect("a log");
+        let child = command(arguments).stdout(Stdio::null()).stderr(file).spawn().expect("pd starts");
+        let mut pd = Self { child, log, address: String::new(), _folder: folder };
+        let begin = Instant::now();
+        loop {
+            let log = pd.log();
+            if log.contains("  ready ") || log.contains(" routes at http://") && log.ends_with('\n') {
+                let after = log.split(" at http://").nth(1).expect("a banner names the address");
+                pd.address = after.split_whitespace().next().expect("an address").to_owned();
+                return pd;
+            }
+            if let Some(status) = pd.child.try_wait().expect("its own child") {
+                panic!("pd {arguments:?} ended with {status}:\n{log}");
+            }
+            assert!(begin.elapsed() < PATIENCE, "pd {arguments:?} is not ready:\n{log}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        let mut text = String::new();
+        File::open(&self.log).expect("a log").read_to_string(&mut text).expect("UTF-8");
+        text
+    }
+
+    /// The word behind a word of its banner.
+    pub fn banner(&self, behind: &str) -> String {
+        let log = self.log();
+        let rest = log.split(behind).nth(1).unwrap_or_else(|| panic!("no {behind:?} in:\n{log}"));
+        rest.split_whitespace().next().expect("a word").trim_end_matches(',').to_owned()
+    }
+
+    /// As kill -9 and as the machine's end.
+    pub fn kill(mut self) {
+        self.child.kill().expect("its own child");
+        self.child.wait().expect("its own child");
+    }
+
+    /// As SIGTERM; how it ended.
+    pub fn terminate(mut self) -> (ExitStatus, String) {
+        let status = Command::new("kill").arg(self.child.id().to_string()).status().expect("a shell's kill");
+        assert!(status.success());
+        let status = self.child.wait().expect("its own child");
+        let log = self.log();
+        (status, log)
+    }
+}
+
+impl Drop for Pd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `pd` without the variables of whoever runs the tests.
+pub fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pd"));
+    command.args(arguments);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PD_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Longest wait for anything.
+pub const PATIENCE: Duration = Duration::from_secs(60);
