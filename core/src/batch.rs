@@ -115,11 +115,9 @@ impl Codec for Batch {
         sink.u32(self.runs.len() as u32);
         for run in &self.runs {
             run.request.encode(sink);
-            run.start.encode(sink);
-            run.count.encode(sink);
+            sink.pair(run.start, run.count);
             run.sample.encode(sink);
-            run.table_from.encode(sink);
-            sink.u32(run.pages_count);
+            sink.pair(run.table_from, run.pages_count);
             self.pages(run).iter().for_each(|page| page.encode(sink));
         }
     }

@@ -25,6 +25,11 @@ pub trait Sink {
     fn u64(&mut self, value: u64);
     /// Takes raw bytes; the length is the caller's matter.
     fn bytes(&mut self, bytes: &[u8]);
+    /// Takes four bytes twice: the form is that of two calls, but a fingerprint may take them at once.
+    fn pair(&mut self, first: u32, second: u32) {
+        self.u32(first);
+        self.u32(second);
+    }
 }
 
 impl Sink for Vec<u8> {

@@ -58,6 +58,10 @@ impl Sink for Digest {
     fn u64(&mut self, value: u64) {
         self.word(value);
     }
+    #[inline]
+    fn pair(&mut self, first: u32, second: u32) {
+        self.word(u64::from(first) | u64::from(second) << 32);
+    }
     fn bytes(&mut self, bytes: &[u8]) {
         for chunk in bytes.chunks(8) {
             let mut word = [0; 8];

@@ -111,6 +111,11 @@ impl Evictor {
         Self { policy, table: Vec::new(), order, places: 0, held: 0 }
     }
 
+    /// Makes room for ids below `pages`, so that growing does not copy a large table at some unlucky step.
+    pub(crate) fn reserve(&mut self, pages: u32) {
+        self.table.reserve_exact(pages as usize);
+    }
+
     /// The page came into the tier, which is its first use. It is no candidate yet.
     ///
     /// # Panics

@@ -52,10 +52,14 @@ pub(crate) struct Index {
     pub(crate) torn: u64,
 }
 
+/// Most entries that are reserved.
+const RESERVED_MAX: u64 = 1 << 20;
+
 impl Index {
     pub(crate) fn new(pages_max: u64) -> Self {
         Self {
-            entries: Vec::new(),
+            // What a quota allows is reserved, so that growing does not copy a large index at some unlucky step.
+            entries: Vec::with_capacity(if pages_max <= RESERVED_MAX { pages_max as usize } else { 0 }),
             free: Vec::new(),
             table: Table::new(0),
             order: BTreeSet::new(),

@@ -98,12 +98,19 @@ pub(crate) struct Tiers {
 
 impl Tiers {
     pub(crate) fn new(config: &KvConfig) -> Self {
+        let pages = config.gpu_pages.saturating_add(config.host_pages).min(1 << 20);
+        let mut l1 = Evictor::new(config.device_eviction, config.gpu_pages);
+        let mut l2 = Evictor::new(config.host_eviction, config.host_pages);
+        l1.reserve(pages);
+        if config.host_pages > 0 {
+            l2.reserve(pages);
+        }
         Self {
-            radix: Radix::with_capacity(config.gpu_pages.saturating_add(config.host_pages).min(1 << 20)),
+            radix: Radix::with_capacity(pages),
             gpu: Pool::new(config.gpu_pages),
             host: Pool::new(config.host_pages),
-            l1: Evictor::new(config.device_eviction, config.gpu_pages),
-            l2: Evictor::new(config.host_eviction, config.host_pages),
+            l1,
+            l2,
             idle: 0,
             stamp: 0,
             events: config.kv_events,
