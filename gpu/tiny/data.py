@@ -2,7 +2,7 @@
 
 A document is either plain text or a chat. Both are made of sentences from a small grammar, among which facts such as
 "The password of Mira is tulip-4711." are planted; chats ask for the facts again, and hold a few other tasks (repeat,
-count, count words, greetings). Values are drawn from spaces of at least several hundred, so they cannot be guessed.
+count, count words, greetings). Values are drawn from spaces of at least 256, so they cannot be guessed.
 
 Text is written in *pieces*: strings that the tokenizer never merges with their neighbours, so that encoding piece by
 piece gives the same token ids as encoding the whole text (`python data.py check` asserts it). Each token carries a
@@ -45,7 +45,8 @@ Lydia Mabel Magda Malik Marco Maria Martin Mateo Maya Milan Milo Mina Mira Mona 
 Olaf Olga Omar Oscar Otto Pablo Paula Pedro Petra Pia Quentin Rafael Ramona Rita Robin Rosa Ruben Sami Sara Selma
 Simon Sofia Stella Sven Tamar Tessa Theo Tilda Tomas Ulla Ursula Vera Victor Viola Wanda Willem Xenia Yara Yusuf Zora
 """.split()
-SYLLABLES = "bal dor fen gar hel jor kal lun mer nov ost pel quin rov sal tor ulm vek wil yor zan bri tha mu ro ka".split()
+SYLLABLES = """bal dor fen gar hel jor kal lun mer nov ost pel quin rov sal tor ulm vek wil yor zan bri tha mu ro
+ka""".split()
 
 FLOWERS = """tulip rose lily fern iris poppy daisy clover maple cedar willow aspen birch hazel ivy moss thyme basil
 sage mint holly lotus orchid violet laurel heather jasmine thistle nettle reed""".split()
@@ -77,28 +78,29 @@ ACTS = "carries finds buys sells paints repairs brings hides cleans borrows hold
 TOWARDS = "to towards through past".split()
 AT = "in near behind beside".split()
 TIMES = [[" in", " the", " morning"], [" in", " the", " evening"], [" at", " night"], [" every", " day"],
-         [" after", " the", " rain"], [" before", " dinner"], [" on", " Monday"], [" on", " Friday"], [" in", " winter"],
-         [" in", " summer"], [" at", " noon"], [" again"]]
+         [" after", " the", " rain"], [" before", " dinner"], [" on", " Monday"], [" on", " Friday"],
+         [" in", " winter"], [" in", " summer"], [" at", " noon"], [" again"]]
 MANNERS = "slowly quietly often alone together twice".split()
 WEATHERS = "cold warm dark windy sunny foggy quiet rainy".split()
 THINGS = "house garden dog boat brother sister shop song".split()
 STATES = "small old quiet green tall happy strange new".split()
 
 # Words that occur only where any word may: in repeated text, in free values, in questions about nothing.
-COMMON = """about above across after afternoon all also always and answer any apart apple are around ask away bag ball bank
-because best big bird boy bread bus but cake call cat change child city clock close cloud coffee cook country cup cut
-day different door down dragon each earth eat egg eight end enough eye face fall family far fast father feet fire first
-fish five floor flower fly food foot for four free friend from full game girl give glass go good grass great ground hair
-half hand hat have he head hear heart help her here high hill his home hour how ice if inside iron jump jumps keep key
-king know lake land language last late lazy learn leave left life like line list live long look love lunch machine make
-man many math mean milk mind minute model money month moon more most mother mouse move much music name near need never
-next nine no nose not now number of off office oil on once one only or other our out over page paper park part people
-phone photo picture place plane plant play please point poem question quick rain read rest right ring road roof room run
-said salt same sand say sea second secret see seven she ship shoe show side sing six sky sleep slow smile snow some song
-soon soup space spring star start step stop story street sugar sun sure table take talk team tell ten test text than that
-the their them then there these they thing think this three ticket time to today token tomorrow too train travel tree
-two under until up use very voice wait walk wall want warm was watch water way we week well were what when where which
-white who why will wind winter with woman wood word work world write year yellow yes yesterday you your zero""".split()
+COMMON = """about above across after afternoon all also always and answer any apart apple are around ask away bag ball
+bank because best big bird boy bread bus but cake call cat change child city clock close cloud coffee cook country cup
+cut day different door down dragon each earth eat egg eight end enough eye face fall family far fast father feet fire
+first fish five floor flower fly food foot for four free friend from full game girl give glass go good grass great
+ground hair half hand hat have he head hear heart help her here high hill his home hour how ice if inside iron jump
+jumps keep key king know lake land language last late lazy learn leave left life like line list live long look love
+lunch machine make man many math mean milk mind minute model money month moon more most mother mouse move much music
+name near need never next nine no nose not now number of off office oil on once one only or other our out over page
+paper park part people phone photo picture place plane plant play please point poem question quick rain read rest
+right ring road roof room run said salt same sand say sea second secret see seven she ship shoe show side sing six sky
+sleep slow smile snow some song soon soup space spring star start step stop story street sugar sun sure table take
+talk team tell ten test text than that the their them then there these they thing think this three ticket time to
+today token tomorrow too train travel tree two under until up use very voice wait walk wall want warm was watch water
+way we week well were what when where which white who why will wind winter with woman wood word work world write year
+yellow yes yesterday you your zero""".split()
 EXTRAS = "secret food song job car book street answer key token word pin pet hobby team language title friend".split()
 
 LEXICON = sorted({*FLOWERS, *COLOURS, *SHADES, *ANIMALS, *LETTERS, *FRUITS, *PEOPLE, *ADJECTIVES, *QUALITIES, *OBJECTS,
@@ -290,6 +292,10 @@ def free_value(rng):
     return value
 
 
+# Latin with accents, Greek, Cyrillic, Han, faces.
+SCRIPTS = [(0xC0, 0x17F), (0x391, 0x3C9), (0x410, 0x44F), (0x4E00, 0x9FFF), (0x1F600, 0x1F64F)]
+
+
 def anything(rng, length):
     """Text of any kind, as one piece: words, numbers, signs, letters of many scripts."""
     out = ""
@@ -304,7 +310,7 @@ def anything(rng, length):
         elif draw < 0.85:
             out += scribble(rng)[1:] if rng.random() < 0.7 else scribble(rng)[1:].upper()
         else:
-            low, high = rng.choice([(0xC0, 0x17F), (0x391, 0x3C9), (0x410, 0x44F), (0x4E00, 0x9FFF), (0x1F600, 0x1F64F)])
+            low, high = rng.choice(SCRIPTS)
             out += "".join(chr(rng.randint(low, high)) for _ in range(rng.randint(1, 4)))
         out += rng.choice(["", " ", " "])
     return " " + out.strip()
@@ -332,7 +338,8 @@ class Facts:
         self.rng = rng
         self.attributes = rng.sample(ATTRIBUTES, rng.randint(1, len(ATTRIBUTES)))
         if rng.random() < 0.3:
-            extra = [" " + rng.choice(EXTRAS) if rng.random() < 0.7 else scribble(rng) for _ in range(rng.randint(1, 3))]
+            extra = [" " + rng.choice(EXTRAS) if rng.random() < 0.7 else scribble(rng)
+                     for _ in range(rng.randint(1, 3))]
             self.attributes += sorted(set(extra))
         least = max(1, -(-expected * 2 // len(self.attributes)))
         self.names = people(rng, rng.randint(least, max(least, 2 * expected) + 2))
@@ -499,8 +506,8 @@ def count_words(document, _room):
     many = rng.randint(1, 12)
     counted = [" " + rng.choice(ANY_WORD) if rng.random() < 0.9 else scribble(rng) for _ in range(many)]
     document.ask([" How", " many", " words", " are", " in", ":", *counted])
-    number_is = [" There", " is", " ", "1", " word", "."] if many == 1 else [" There", " are", *number(many), " words", "."]
-    document.answer("words", number_is)
+    one = [" There", " is", *number(1), " word", "."]
+    document.answer("words", one if many == 1 else [" There", " are", *number(many), " words", "."])
 
 
 def greet(document, _room):

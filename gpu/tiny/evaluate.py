@@ -72,7 +72,7 @@ def recall(model, pool, length, trials):
         tenths[min(9, int(depth * 10))].append(rights[0])
     right = sum(map(sum, tenths))
     return {"trials": trials, "right": right, "recall": right / trials,
-            "by_depth": [round(sum(t) / max(1, len(t)), 4) for t in tenths]}
+            "by_depth": [round(sum(t) / len(t), 4) if t else None for t in tenths]}
 
 
 def chats(model, pool, length, count):
@@ -162,7 +162,8 @@ def pages(model, contexts, length=1024):
                 right = all(answered(model, vocabulary, broken, fact) for fact, _, _ in here)
                 seen[way][0] += not right
                 seen[way][1] += 1
-    return {way: {"pages": of, "seen": count, "share": round(count / max(1, of), 4)} for way, (count, of) in seen.items()}
+    return {way: {"pages": of, "seen": count, "share": round(count / max(1, of), 4)}
+            for way, (count, of) in seen.items()}
 
 
 def facts_only(vocabulary, seed, length):

@@ -1,10 +1,13 @@
 """A plain Llama, written for training: same names, shapes and arithmetic as transformers' LlamaForCausalLM.
 
 Everything but attention works on a flat list of tokens, so one compiled graph serves batches of all lengths.
+
+    python model.py   # writes config.json and generation_config.json
 """
 
 import json
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +109,7 @@ class Llama(nn.Module):
         return x
 
     def loss(self, ids, weights):
-        """Weighted loss of ids [rows, length], the sum of weights, and rights and tokens among what weighs 1 or more."""
+        """Weighted mean loss of ids [rows, length]; of the tokens that weigh 1 or more: the right ones, all."""
         target, weight = ids.roll(-1, 1), weights.roll(-1, 1)
         weight[:, -1] = 0
         return head(self.hidden(ids), self["model.norm.weight"], self["model.embed_tokens.weight"], target.reshape(-1),
@@ -167,6 +170,6 @@ def head(x, norm, embedding, target, weight):
     return (each * weight).sum() / weight.sum(), right.sum(), matters.sum()
 
 
-def write_config(folder):
+if __name__ == "__main__":
     for name, value in (("config.json", CONFIG), ("generation_config.json", GENERATION)):
-        (folder / name).write_text(json.dumps(value, indent=2) + "\n")
+        (Path(__file__).parent / "model" / name).write_text(json.dumps(value, indent=2) + "\n")

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::process::PATIENCE;
 
 /// Sends a request; the status, and the body.
-pub fn ask(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
+pub(crate) fn ask(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).expect("the server takes connections");
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     let head = format!(
@@ -28,14 +28,14 @@ pub fn ask(address: &str, method: &str, path: &str, body: &str) -> (u16, String)
 }
 
 /// Posts JSON; the answer must be good.
-pub fn post(address: &str, path: &str, body: &Value) -> Value {
+pub(crate) fn post(address: &str, path: &str, body: &Value) -> Value {
     let (status, text) = ask(address, "POST", path, &body.to_string());
     assert_eq!(status, 200, "{path}: {text}");
     serde_json::from_str(&text).expect("JSON")
 }
 
 /// Generates from token ids; the answer's ids, and all that is said about it.
-pub fn generate(address: &str, ids: &[u32], sampling: &Value) -> (Vec<u32>, Value) {
+pub(crate) fn generate(address: &str, ids: &[u32], sampling: &Value) -> (Vec<u32>, Value) {
     let answer = post(address, "/generate", &json!({ "input_ids": ids, "sampling_params": sampling }));
     let ids = answer["output_ids"].as_array().expect("ids").iter().map(|id| id.as_u64().expect("an id") as u32);
     (ids.collect(), answer["meta_info"].clone())
@@ -55,7 +55,7 @@ fn dechunked(mut rest: &str) -> String {
 }
 
 /// Numbers that look random and never change.
-pub fn tokens(seed: u64, count: usize) -> Vec<u32> {
+pub(crate) fn tokens(seed: u64, count: usize) -> Vec<u32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A folder that goes with the test.
-pub struct Folder(pub PathBuf);
+pub(crate) struct Folder(pub(crate) PathBuf);
 
 impl Folder {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("pd-serve-{}-{number}-{name}", std::process::id()));
@@ -19,7 +19,7 @@ impl Folder {
         Self(path)
     }
 
-    pub fn join(&self, name: &str) -> String {
+    pub(crate) fn join(&self, name: &str) -> String {
         self.0.join(name).display().to_string()
     }
 }
@@ -31,17 +31,17 @@ impl Drop for Folder {
 }
 
 /// A process that serves.
-pub struct Pd {
+pub(crate) struct Pd {
     child: Child,
     log: PathBuf,
     /// Host and port of its API.
-    pub address: String,
+    pub(crate) address: String,
     _folder: Folder,
 }
 
 impl Pd {
     /// Starts `pd` and waits until it is ready.
-    pub fn start(arguments: &[&str]) -> Self {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
         let folder = Folder::new("log");
         let log = folder.0.join("log");
         let file = File::create(&log).expect("a log");
@@ -64,27 +64,27 @@ impl Pd {
     }
 
     /// What it has written so far.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         let mut text = String::new();
         File::open(&self.log).expect("a log").read_to_string(&mut text).expect("UTF-8");
         text
     }
 
     /// The word behind a word of its banner.
-    pub fn banner(&self, behind: &str) -> String {
+    pub(crate) fn banner(&self, behind: &str) -> String {
         let log = self.log();
         let rest = log.split(behind).nth(1).unwrap_or_else(|| panic!("no {behind:?} in:\n{log}"));
         rest.split_whitespace().next().expect("a word").trim_end_matches(',').to_owned()
     }
 
     /// As kill -9 and as the machine's end.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().expect("its own child");
         self.child.wait().expect("its own child");
     }
 
     /// As SIGTERM; how it ended.
-    pub fn terminate(mut self) -> (ExitStatus, String) {
+    pub(crate) fn terminate(mut self) -> (ExitStatus, String) {
         let status = Command::new("kill").arg(self.child.id().to_string()).status().expect("a shell's kill");
         assert!(status.success());
         let status = self.child.wait().expect("its own child");
@@ -101,7 +101,7 @@ impl Drop for Pd {
 }
 
 /// `pd` without the variables of whoever runs the tests.
-pub fn command(arguments: &[&str]) -> Command {
+pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pd"));
     command.args(arguments);
     for (name, _) in std::env::vars_os() {
@@ -113,4 +113,4 @@ pub fn command(arguments: &[&str]) -> Command {
 }
 
 /// Longest wait for anything.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

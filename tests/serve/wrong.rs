@@ -43,7 +43,7 @@ fn what_cannot_be_served_is_refused_at_the_start() {
         (vec!["serve", "--max-total-tokens", "3"], &["--max-total-tokens is 3", "two pages"]),
         (vec!["serve", "--max-total-tokens", "64x"], &["64x"]),
         (vec!["serve", "--max-total-tokens", "900G"], &["L1"]),
-        (vec!["serve", "--hicache-ratio", "-1"], &["--hicache-ratio"]),
+        (vec!["serve", "--hicache-ratio=-1"], &["--hicache-ratio"]),
         (vec!["serve", "--hicache-ratio", "0", "--hicache-storage-dir", &nowhere], &["L3 is reached through L2"]),
         (vec!["serve", "--port", "0", "--hicache-storage-dir", &file], &["file"]),
         (vec!["serve", "--hicache-write-policy", "write_never"], &["write_never", "write_through"]),

@@ -5,5 +5,6 @@ mod bad_models;
 mod golden;
 mod invariance;
 mod naive;
+mod tiny;
 mod weights;
 mod worker;
