@@ -1,13 +1,15 @@
 //! `pd up`: a prefill worker, a decode worker and a router in one process, on the loopback device.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use pd_core::config::Mode;
 use pd_net::router::{self, RouterConfig};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
 use super::serve::{Logs, PATIENCE, runtime, until_told};
@@ -93,6 +95,12 @@ impl Up {
             config.check().map_err(|error| error.to_string())?;
             let (close, closed) = oneshot::channel::<()>();
             let routing = runtime.spawn(router::serve(config, listener, async move { drop(closed.await) }));
+            while !is_ready(address).await {
+                if routing.is_finished() {
+                    return Err("the router has ended before it was ready; see the log".into());
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
             eprintln!("pd {} serves {} at http://{address}", env!("CARGO_PKG_VERSION"), model.name);
             eprintln!("  {:<9} {}", "model", model.about);
             eprintln!("  {:<9} http://{}, bootstrap server at port {bootstrap}", "prefill", prefill.address);
@@ -118,6 +126,18 @@ impl Up {
             Ok(())
         })
     }
+}
+
+/// True if the router has workers to route to.
+async fn is_ready(router: SocketAddr) -> bool {
+    let ask = async {
+        let mut stream = TcpStream::connect(router).await?;
+        stream.write_all(b"GET /readiness HTTP/1.1\r\nhost: pd\r\nconnection: close\r\n\r\n").await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        std::io::Result::Ok(answer.starts_with(b"HTTP/1.1 200"))
+    };
+    matches!(tokio::time::timeout(Duration::from_secs(1), ask).await, Ok(Ok(true)))
 }
 
 /// Where KV is kept for a user who does not say.

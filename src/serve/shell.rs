@@ -141,7 +141,8 @@ impl Shell {
     pub(crate) fn run(mut self) {
         loop {
             let due = self.pump.deadline().map(|(at, _)| Duration::from_nanos(at.ns_since(self.clock.now())));
-            match self.inbox.recv_timeout(due.map_or(REST, |due| due.min(REST))) {
+            let rest = self.publisher.patience();
+            match self.inbox.recv_timeout(due.map_or(rest, |due| due.min(rest))) {
                 Ok(Told::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Ok(told) => {
                     self.take(told);
@@ -351,6 +352,3 @@ fn start(lanes: &Lanes, op: OpId, command: Command) {
         }
     }
 }
-
-/// Longest sleep: after it a journal is written out and the snapshot renewed.
-const REST: Duration = Duration::from_millis(100);

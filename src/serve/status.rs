@@ -42,20 +42,28 @@ pub(crate) struct Publisher {
     status: Status,
     last: Instant,
     generated: u64,
+    /// Something happened since.
+    is_stale: bool,
 }
 
 impl Publisher {
     pub(crate) fn new(status: Status) -> Self {
-        Self { status, last: Instant::now(), generated: 0 }
+        Self { status, last: Instant::now(), generated: 0, is_stale: true }
+    }
+
+    /// How long the worker's thread may sleep before it calls again.
+    pub(crate) fn patience(&self) -> Duration {
+        if self.is_stale { PAUSE / 20 } else { PAUSE }
     }
 
     /// Called between steps; `is_idle` if nothing is to be done now.
     pub(crate) fn publish(&mut self, worker: &Worker, is_idle: bool) {
+        self.is_stale |= !is_idle;
         let since = self.last.elapsed();
-        if since < PAUSE && !(is_idle && since > PAUSE / 10) {
+        if since < PAUSE && !(is_idle && self.is_stale) {
             return;
         }
-        self.last = Instant::now();
+        (self.last, self.is_stale) = (Instant::now(), false);
         let metrics = worker.metrics().clone();
         let new = metrics.generated_tokens.saturating_sub(self.generated);
         self.generated = metrics.generated_tokens;

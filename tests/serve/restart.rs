@@ -21,6 +21,20 @@ fn persisted(address: &str, pages: u64) {
     }
 }
 
+/// Waits until a worker says that it has fetched from L3.
+fn fetched(address: &str) {
+    let begin = std::time::Instant::now();
+    loop {
+        let (_, metrics) = ask(address, "GET", "/metrics", "");
+        let hits = metrics.lines().find(|line| line.starts_with("pd_storage_hit_tokens_total")).expect("a counter");
+        if !hits.ends_with(" 0") {
+            return;
+        }
+        assert!(begin.elapsed() < PATIENCE, "nothing was fetched:\n{metrics}");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn a_long_prompt_comes_back_from_disk_after_kill_9() {
     let folder = Folder::new("l3");
@@ -93,9 +107,7 @@ fn a_planted_fact_is_recalled_through_prefill_decode_and_disk() {
     let second = Pd::start(&arguments);
     assert_eq!(said(&second.address), cold);
     let prefill = second.banner("prefill   http://");
-    let (_, metrics) = ask(&prefill, "GET", "/metrics", "");
-    let hits = metrics.lines().find(|line| line.starts_with("pd_storage_hit_tokens_total")).expect("a counter");
-    assert!(!hits.ends_with(" 0"), "{hits}");
+    fetched(&prefill);
     let (status, log) = second.terminate();
     assert!(status.success(), "{log}");
 }
