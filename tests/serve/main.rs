@@ -2,6 +2,8 @@
 //!
 //! Tests wait for what they want to see, never for a time; each has its own ports and folders.
 
+#![expect(clippy::disallowed_methods, reason = "real processes take real time")]
+
 mod http;
 mod process;
 mod restart;

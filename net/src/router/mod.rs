@@ -13,7 +13,7 @@
 //! 1. No hop buffers a stream. Bytes of the decode worker pass in the chunks in which they come; the exceptions are
 //!    answers into which the prompt's log-probabilities have to be merged.
 //! 2. Nothing is tried again after the first byte of an answer has gone out.
-//! 3. What the router does not understand of a request reaches the worker unchanged; see [`body`].
+//! 3. What the router does not understand of a request reaches the worker unchanged; see `body`.
 //! 4. A client that goes away takes its legs with it: connections are dropped and workers told (`/abort_request`).
 //! 5. A refusal is JSON, names what is missing, and 429 stays 429 with its `Retry-After`.
 
