@@ -44,7 +44,7 @@ options! {
     /// Element type of the weights in memory: auto takes that of the files.
     #[arg(env = "PD_DTYPE", value_parser = choice::<Dtype>, value_name = "auto|bfloat16|float32", help_heading = "Model")]
     dtype: Dtype,
-    /// Element type of KV; part of its identity. auto: that of the weights.
+    /// Element type of KV; part of its identity. auto: bfloat16.
     #[arg(env = "PD_KV_CACHE_DTYPE", value_parser = choice::<Dtype>, value_name = "auto|bfloat16|float32", help_heading = "Model")]
     kv_cache_dtype: Dtype,
     /// Most tokens of a prompt and its answer together; the model's own limit by default.
@@ -95,13 +95,13 @@ options! {
     /// Tokens per page.
     #[arg(env = "PD_PAGE_SIZE", value_name = "TOKENS", help_heading = "KV cache")]
     page_size: u32,
-    /// Tokens of L1, like 64k.
+    /// Tokens of L1, like 64k; by default eight contexts, or what a quarter of the free memory holds.
     #[arg(env = "PD_MAX_TOTAL_TOKENS", value_parser = quantity::<Count>, value_name = "TOKENS", help_heading = "KV cache")]
     max_total_tokens: Count,
     /// What L1 drops first.
     #[arg(env = "PD_RADIX_EVICTION_POLICY", value_parser = choice::<Policy>, value_name = "POLICY", help_heading = "KV cache")]
     radix_eviction_policy: Policy,
-    /// Tokens of L2 per token of L1; 0 for no L2.
+    /// Tokens of L2 per token of L1; 0 for no L2. By default 2 where there is an L3, else 0.
     #[arg(env = "PD_HICACHE_RATIO", value_name = "RATIO", help_heading = "KV cache")]
     hicache_ratio: f64,
     /// Size of L2, like 4GiB (a plain number: GB); overrides --hicache-ratio.
