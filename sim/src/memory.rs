@@ -50,6 +50,9 @@ pub enum Tag {
     Empty,
     /// Something is being written to it.
     Filling,
+    /// What was computed behind a failure that its worker had not heard of. A push that left while it was computed
+    /// carries it, as nobody could know; to read it, to copy it later or to hand it over is a violation like any other.
+    Void,
     /// The first `filled` tokens of a page.
     Page {
         /// Its key once full.
@@ -230,7 +233,7 @@ impl Memory {
             let before = run.start.saturating_sub(page * page_size);
             let left = match self.tag(cell) {
                 Tag::Page { key, filled } if before > 0 => Tag::Page { key, filled: filled.min(before) },
-                Tag::Page { .. } | Tag::Empty | Tag::Filling => Tag::Empty,
+                Tag::Page { .. } | Tag::Empty | Tag::Filling | Tag::Void => Tag::Void,
             };
             self.set(cell, left);
         }
@@ -258,7 +261,7 @@ impl Memory {
             if written > read {
                 let filled = match tag {
                     Tag::Page { key: have, filled } if have == key => filled.max(written),
-                    Tag::Page { .. } | Tag::Empty | Tag::Filling => written,
+                    Tag::Page { .. } | Tag::Empty | Tag::Filling | Tag::Void => written,
                 };
                 self.set(cell, Tag::Page { key, filled });
             }
@@ -301,7 +304,8 @@ impl Memory {
     pub fn copied(&mut self, now: Instant, cells: &[(Cell, Cell)], before: &[Tag]) {
         for (index, (source, sink)) in cells.iter().enumerate() {
             let tag = self.tag(*source);
-            if !matches!(tag, Tag::Page { .. }) {
+            let is_known = !before.is_empty();
+            if !matches!(tag, Tag::Page { .. }) && (is_known || tag != Tag::Void) {
                 self.report(now, source.node, None, source.page, format!("is copied while it holds {tag:?}"));
             } else if before.get(index).is_some_and(|before| *before != tag) {
                 let what = format!("changed from {:?} to {tag:?} while it was copied", before[index]);
@@ -346,7 +350,7 @@ impl Memory {
         }
         match tag {
             Tag::Page { key, .. } => key,
-            Tag::Empty | Tag::Filling => PageKey::default(),
+            Tag::Empty | Tag::Filling | Tag::Void => PageKey::default(),
         }
     }
 

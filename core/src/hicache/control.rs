@@ -109,6 +109,7 @@ impl HiCache {
         if !self.has_storage() {
             return;
         }
+        self.forget_fetches(tiers);
         self.forget_storage();
         if matches!(self.storage, Storage::Scanning { .. }) {
             // What the scan looks for is being removed.

@@ -43,7 +43,8 @@ pub use self::view::{FetchPlan, MoveView, Prospect, StorageView, Weighed};
 enum Move {
     /// L1 -> L2.
     Backup(Vec<PageId>),
-    /// L2 -> L1, for these sequences; the pages from the given one on are not good if it fails.
+    /// L2 -> L1, for these requests, some of which may have given the pages back; those from the given one on are not
+    /// good if it fails.
     LoadBack { pages: Vec<PageId>, users: Vec<(RequestId, u32)> },
     /// L2 -> L3.
     Persist { pages: Vec<PageId>, era: u64 },
@@ -217,7 +218,7 @@ impl HiCache {
         };
         match done {
             Move::Backup(pages) => self.backed_up(cx, tiers, &pages, &outcome),
-            Move::LoadBack { pages, users } => self.loaded(cx, tiers, &pages, &users, &outcome, events),
+            Move::LoadBack { pages, users } => self.loaded(cx, tiers, op, (&pages, &users), &outcome, events),
             Move::Persist { pages, era } => self.persisted(cx, tiers, &pages, era, &outcome),
             Move::Fetch(batch) => self.fetched(cx, tiers, batch, &outcome),
             Move::Query(request) => self.answered(cx, tiers, op, request, outcome),
@@ -231,19 +232,12 @@ impl HiCache {
         }
     }
 
-    /// A sequence gives its pages back before the load back has ended: it is not told how that ends.
-    pub(crate) fn forget_load(&mut self, op: OpId, request: RequestId) {
-        if let Some(Move::LoadBack { users, .. }) = self.moves.get_mut(&op) {
-            users.retain(|(user, _)| *user != request);
-        }
-    }
-
     fn loaded(
         &mut self,
         cx: &mut Cx<'_>,
         tiers: &mut Tiers,
-        pages: &[PageId],
-        users: &[(RequestId, u32)],
+        load: OpId,
+        (pages, users): (&[PageId], &[(RequestId, u32)]),
         outcome: &Outcome,
         events: &mut Vec<KvEvent>,
     ) {
@@ -265,7 +259,7 @@ impl HiCache {
         }
         if !good {
             cx.mark("hicache.load_back_failed");
-            events.extend(users.iter().map(|&(request, pages)| KvEvent::Shorter { request, pages }));
+            events.extend(users.iter().map(|&(request, pages)| KvEvent::Shorter { request, load, pages }));
         }
     }
 

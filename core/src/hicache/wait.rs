@@ -113,6 +113,20 @@ impl HiCache {
         }
     }
 
+    /// L3 is being emptied: what no lane has yet is not fetched any more.
+    pub(super) fn forget_fetches(&mut self, tiers: &mut Tiers) {
+        let is_coming = |state| matches!(state, State::Fetching | State::Parked);
+        let fetching = self.waiting.iter().filter(|(_, waiting)| is_coming(waiting.state));
+        let requests: Vec<RequestId> = fetching.map(|(request, _)| *request).collect();
+        for request in requests {
+            self.give_up(tiers, request);
+            let waiting = self.waiting.get_mut(&request).expect("listed above");
+            waiting.state = State::Done;
+            waiting.reason = Some(MissReason::StorageFailed);
+        }
+        self.parked.clear();
+    }
+
     /// L3 is being detached: nobody waits for it any more.
     pub(super) fn detach_waiting(&mut self, tiers: &mut Tiers) {
         let requests: Vec<RequestId> = self.waiting.keys().copied().collect();

@@ -61,7 +61,7 @@ impl Lease {
         self.cached
     }
 
-    /// Commands that still fill some of the cached pages. They end before [`crate::kv::KvEvent::Shorter`] or silently.
+    /// Commands that still fill some of the cached pages. They end before [`crate::kv::KvEvent::Shorter`], which names the one that failed.
     #[must_use]
     pub fn loading(&self) -> &[OpId] {
         &self.loading

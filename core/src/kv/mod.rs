@@ -68,6 +68,8 @@ pub enum KvEvent {
     Shorter {
         /// Which request.
         request: RequestId,
+        /// Which load. A lease that is not filled by it is as good as before: the request has another one by now.
+        load: OpId,
         /// Good pages.
         pages: u32,
     },
@@ -418,9 +420,6 @@ impl Kv {
     /// Gives the pages back. Published pages stay as cache, the others become free.
     pub fn release(&mut self, lease: Lease) {
         let stamp = self.tiers.next_stamp();
-        for &op in &lease.loading {
-            self.hicache.forget_load(op, lease.request);
-        }
         let forgotten = usize::from(self.config.mutation.is(Mutant::ReleaseForgetsPage));
         for index in (lease.entries.len()..lease.table.len().saturating_sub(forgotten)).rev() {
             self.tiers.gpu.release(lease.table[index]);

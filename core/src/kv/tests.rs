@@ -105,11 +105,12 @@ impl Rig {
         assert_eq!(self.bench.ops.finish(op), Some(Owner::Kv));
         let events = self.kv.on_done(&mut self.bench.cx(), op, outcome);
         for event in events {
-            let KvEvent::Shorter { request, pages } = event;
-            if let Some((lease, _)) = self.leases.iter_mut().find(|(lease, _)| lease.request() == request) {
+            let KvEvent::Shorter { request, load, pages } = event;
+            let is_hit = |lease: &Lease| lease.request() == request && lease.loading().contains(&load);
+            if let Some((lease, _)) = self.leases.iter_mut().find(|(lease, _)| is_hit(lease)) {
                 self.kv.shorten(lease, pages);
+                self.events.push(event);
             }
-            self.events.push(event);
         }
         self.settle();
     }

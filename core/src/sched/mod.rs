@@ -204,9 +204,9 @@ impl Sched {
     /// What the cache did to admitted sequences.
     pub fn on_kv(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer, event: KvEvent) {
         match event {
-            KvEvent::Shorter { request, pages } => {
+            KvEvent::Shorter { request, load, pages } => {
                 if let Some(&slot) = self.by_request.get(&request) {
-                    self.shorten(cx, kv, transfer, slot, pages);
+                    self.shorten(cx, kv, transfer, slot, (load, pages));
                 }
             }
         }

@@ -9,7 +9,8 @@ use core::cmp::Reverse;
 
 use crate::cx::Cx;
 use crate::event::{Event, Failure, Finish};
-use crate::kv::Kv;
+use crate::id::OpId;
+use crate::kv::{Kv, Lease};
 use crate::mutant::Mutant;
 use crate::transfer::Transfer;
 
@@ -122,16 +123,26 @@ impl Sched {
         }
     }
 
-    /// A load back failed: only `pages` pages of the table are good.
-    pub(super) fn shorten(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, transfer: &mut Transfer, slot: u32, pages: u32) {
+    /// A load back failed: only `pages` pages of the table are good, if it is the table that the load was to fill.
+    pub(super) fn shorten(
+        &mut self,
+        cx: &mut Cx<'_>,
+        kv: &mut Kv,
+        transfer: &mut Transfer,
+        slot: u32,
+        (load, pages): (OpId, u32),
+    ) {
         let tokens = pages * self.page_size;
         let page_size = self.page_size;
         let sequence = self.slots.at_mut(slot);
-        // The load of an earlier admission, whose pages this one does not use.
-        let Some(lease) = sequence.lease.as_mut().filter(|_| tokens < sequence.committed) else { return };
+        // Not the load of an earlier admission, whose pages this one does not use.
+        let is_hit = |lease: &&mut Lease| tokens < sequence.committed && lease.loading().contains(&load);
+        let Some(lease) = sequence.lease.as_mut().filter(is_hit) else { return };
         kv.shorten(lease, pages);
         match sequence.state {
             State::Prefilling | State::HandingOver if sequence.pushed > 0 => {
+                // What never came must not be published as cache when the last push has ended.
+                sequence.roll_back(tokens);
                 let fault = Failure::Lane(crate::op::Fault::Prerequisite);
                 self.end(cx, kv, transfer, slot, Finish::Failed(fault));
             }

@@ -215,7 +215,15 @@ impl Handoffs {
                 }
                 None
             }
-            Message::Hello(_) | Message::Incompatible(_) | Message::Ping { .. } | Message::Pong { .. } => None,
+            Message::Hello(hello) => {
+                // Wants up to this one are of an earlier connection.
+                if hello.epoch == life {
+                    let newest = self.newest.entry((worker, from, life)).or_default();
+                    *newest = hello.generation.max(*newest);
+                }
+                None
+            }
+            Message::Incompatible(_) | Message::Ping { .. } | Message::Pong { .. } => None,
         }
     }
 

@@ -304,8 +304,10 @@ impl Checks {
             Input::Recv { from, message } => {
                 let epoch = self.workers[worker as usize].config.epoch;
                 self.touched = self.handoff.received(worker, epoch, from.0, message);
+                // A copy, or one of an earlier connection, asks for nothing.
                 if let Message::Want(want) = message
                     && want.prompt.is_some()
+                    && self.touched.is_some()
                 {
                     self.lifecycle.asked(worker, want);
                 }

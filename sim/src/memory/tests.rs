@@ -75,6 +75,24 @@ fn a_copy_of_a_page_that_holds_nothing_is_a_violation() {
     assert_eq!(memory.violations().len(), 1);
 }
 
+/// A worker launches a chunk behind one that has failed, and its push leaves with it: before anybody could know.
+#[test]
+fn what_is_computed_behind_a_failure_may_be_pushed_and_neither_handed_over_nor_copied() {
+    let mut memory = memory();
+    memory.boot(1, 4, 8, 8);
+    memory.forward(Instant(1), 0, &run(4, 2, 0, &[2, 5]), &[RequestId(0)], |_| false);
+    let push = [(Cell::gpu(0, GpuPage(5)), Cell::gpu(1, GpuPage(3)))];
+    _ = memory.copying(&push);
+    memory.copied(Instant(2), &push, &[]);
+    assert_eq!(memory.violations(), []);
+    memory.handed_over(Instant(3), 1, RequestId(0), 6, 1, &[GpuPage(3)]);
+    assert_eq!(memory.violations().len(), 1);
+    let backup = [(Cell::gpu(0, GpuPage(5)), Cell::host(0, HostPage(0)))];
+    let before = memory.copying(&backup);
+    memory.copied(Instant(4), &backup, &before);
+    assert_eq!(memory.violations().len(), 2);
+}
+
 #[test]
 fn what_is_stored_under_a_wrong_key_is_noticed_and_kept_as_what_it_is() {
     let mut memory = memory();

@@ -166,7 +166,7 @@ fn pages_being_loaded_can_be_shared_and_a_failed_load_tells_all_users() {
     let load = rig.ops(|command| matches!(command, Command::LoadBack(_)))[0];
     rig.end(load, End::Badly(Fault::Device));
     let told: alloc::vec::Vec<_> =
-        rig.events.iter().map(|KvEvent::Shorter { request, pages }| (request.0, *pages)).collect();
+        rig.events.iter().map(|KvEvent::Shorter { request, pages, .. }| (request.0, *pages)).collect();
     assert_eq!(told, [(50, 0), (51, 0)]);
     assert_eq!(rig.kv.lookup(&prompt).device, 0, "pages that were not loaded cannot be found");
     rig.compute(0);

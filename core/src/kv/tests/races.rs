@@ -4,6 +4,7 @@ use super::{End, Rig, tokens};
 use crate::config::{KvConfig, StorageMode, WritePolicy};
 use crate::event::{Control, MissReason};
 use crate::id::{OpId, RequestId};
+use crate::kv::KvEvent;
 use crate::op::{Command, Fault, Outcome};
 
 impl Rig {
@@ -239,6 +240,27 @@ fn a_failed_load_does_not_shorten_a_later_admission_of_its_request() {
     rig.compute(0);
     rig.end(load, End::Badly(Fault::Device));
     assert_eq!((rig.events.len(), rig.leases[0].0.published_pages()), (0, 10));
+}
+
+/// A sink that asks another prefill worker has fresh pages while those of its last attempt are in quarantine.
+#[test]
+fn a_failed_load_is_told_to_the_later_of_two_leases_of_a_request() {
+    let mut rig = Rig::new(Rig::config(24, 64, StorageMode::None));
+    rig.serve(&tokens(0..41));
+    for round in 1..4 {
+        rig.serve(&tokens(100 * round..100 * round + 41));
+    }
+    let prompt = rig.prompt(&tokens(0..41));
+    assert_eq!(rig.admit(RequestId(50), &prompt).unwrap().host, 40);
+    assert_eq!(rig.admit(RequestId(50), &prompt).unwrap().device, 40);
+    let load = rig.only(|command| matches!(command, Command::LoadBack(_)));
+    rig.release(0);
+    rig.end(load, End::Badly(Fault::Device));
+    assert_eq!(rig.events, [KvEvent::Shorter { request: RequestId(50), load, pages: 0 }]);
+    assert_eq!(rig.leases[0].0.published_pages(), 0);
+    rig.compute(0);
+    rig.release(0);
+    rig.drain();
 }
 
 #[test]
