@@ -2,6 +2,7 @@
 
 mod cli;
 mod serve;
+mod settings;
 
 use std::process::ExitCode;
 

@@ -5,6 +5,7 @@ mod diff;
 mod inspect;
 mod outputs;
 mod plan;
+mod process;
 mod replay;
 mod router;
 mod serve;
@@ -59,4 +60,10 @@ pub(crate) fn run() -> ExitCode {
         Command::Diff(diff) => diff.run(),
         Command::Trace(trace) => trace.run(),
     }
+}
+
+/// Tells what is wrong with the input.
+fn bad_input(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(2)
 }

@@ -16,6 +16,7 @@ use pd_sim::scenario::{Case, Document, Overrides};
 use pd_sim::units;
 use pd_sim::world::World;
 
+use super::bad_input;
 use super::inspect::Inspect;
 use super::outputs::{Outputs, Watched};
 use super::sweep::SweepArgs;
@@ -57,8 +58,7 @@ impl Sim {
     pub(crate) fn run(&self) -> ExitCode {
         let overrides = Overrides { seed: self.seed, until: self.until, set: self.set.clone() };
         if let Err(problem) = self.outputs.check() {
-            eprintln!("error: {problem}");
-            return ExitCode::from(2);
+            return bad_input(&problem);
         }
         let mut names_used = BTreeSet::new();
         let mut ran = 0;
@@ -114,12 +114,9 @@ impl Sim {
             }
             if ran == 0 {
                 let wanted = self.variant.as_deref().unwrap_or_default();
-                eprintln!(
-                    "error: {}: there is no variant \"{wanted}\"; there are {}",
-                    file.display(),
-                    names.join(", ")
-                );
-                return ExitCode::from(2);
+                let problem =
+                    format!("{}: there is no variant \"{wanted}\"; there are {}", file.display(), names.join(", "));
+                return bad_input(&problem);
             }
         }
         if broken_runs > 0 {
@@ -128,12 +125,6 @@ impl Sim {
         }
         ExitCode::SUCCESS
     }
-}
-
-/// Tells what is wrong with the input.
-pub(super) fn bad_input(error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("error: {error}");
-    ExitCode::from(2)
 }
 
 /// The part of a case's name behind the file's.

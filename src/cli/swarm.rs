@@ -17,6 +17,8 @@ use pd_sim::swarm::fleet::{Fleet, Found, Sum};
 use pd_sim::swarm::mutants::{self, Bounds};
 use pd_sim::swarm::{self, Finding, Kind, MENU, Stage, report};
 
+use super::bad_input;
+
 #[derive(Debug, Args)]
 pub(crate) struct Swarm {
     /// Seeds to run: so many, or from A to before B.
@@ -105,10 +107,8 @@ impl Swarm {
         let library = match Library::new(&self.library).in_memory() {
             Ok(library) => library,
             Err(error) => {
-                eprintln!(
-                    "error: {error}\nrun pd where the folder scenarios is, or name a folder with hw/ and models/ by --library"
-                );
-                return ExitCode::from(2);
+                let help = "run pd where the folder scenarios is, or name a folder with hw/ and models/ by --library";
+                return bad_input(&format!("{error}\n{help}"));
             }
         };
         let stage = Stage::new(library).twice(self.twice).coverage(self.coverage);
@@ -161,8 +161,7 @@ impl Swarm {
             }
             let finding = self.pursue(stage, found);
             if let Err(error) = self.dump(&finding) {
-                eprintln!("error: {error}");
-                return ExitCode::from(2);
+                return bad_input(&error);
             }
         }
         ExitCode::from(1)

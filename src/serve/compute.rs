@@ -10,7 +10,7 @@ use pd_core::op::{Fault, Outcome};
 pub(crate) use pd_gpu::{CpuEngine, Sample, Sampling};
 use pd_sync::Arena;
 
-use super::shell::Told;
+use super::shell::{Mailbox, Told};
 
 /// What the lane is asked for, in this order.
 pub(crate) enum ComputeTask {
@@ -53,7 +53,7 @@ pub(crate) enum ComputeTask {
 pub(crate) fn start(
     mut engine: CpuEngine,
     kv: Arc<Arena>,
-    inbox: Sender<Told>,
+    inbox: Mailbox,
 ) -> std::io::Result<(Sender<ComputeTask>, JoinHandle<()>)> {
     let (tasks, queue) = channel();
     let thread = std::thread::Builder::new().name("compute".to_owned()).spawn(move || {

@@ -24,6 +24,8 @@ pub(crate) struct Model {
     pub(crate) path: String,
     pub(crate) model_type: String,
     pub(crate) architectures: Vec<String>,
+    /// What steps cost here.
+    pub(crate) cost: Cost,
     /// What was loaded, for the banner.
     pub(crate) about: String,
 }
@@ -89,6 +91,7 @@ impl Model {
             begin.elapsed().as_secs_f64()
         );
         let architectures = facts["architectures"].as_array().into_iter().flatten();
+        let cost = measure(&engine)?;
         Ok(Self {
             engine,
             text,
@@ -96,43 +99,40 @@ impl Model {
             path,
             model_type: facts["model_type"].as_str().unwrap_or("llama").to_owned(),
             architectures: architectures.filter_map(|name| Some(name.as_str()?.to_owned())).collect(),
+            cost,
             about,
         })
     }
-
-    /// What steps cost on this machine, measured with one chunk and a few steps. Policies compare it with the cost of
-    /// loading KV, so an estimate will do.
-    ///
-    /// # Errors
-    /// If the engine cannot compute.
-    pub(crate) fn measure(&self) -> Result<Cost, String> {
-        let mut engine = self.engine.sibling();
-        let geometry = engine.geometry().clone();
-        let page_size = geometry.page_size;
-        let chunk = MEASURED_TOKENS.min(geometry.context / 2).max(1);
-        let pages = (chunk + MEASURED_STEPS).div_ceil(page_size) + 1;
-        let arena = Arena::new(geometry.page_bytes(page_size), pages).map_err(|error| error.to_string())?;
-        let request = RequestId(0);
-        let prompt: Vec<Token> = (0..chunk).map(|at| Token(at % geometry.vocab)).collect();
-        engine.admit(request, &prompt, Sampling::greedy()).map_err(|error| error.to_string())?;
-        let table: Vec<GpuPage> = (0..pages).map(GpuPage).collect();
-        let mut step = |start: u32, count: u32, told: u32, pages: &[GpuPage]| {
-            let mut batch = Batch::default();
-            batch.push(Run::new(request, start, count, true, told), pages);
-            let begin = Instant::now();
-            engine.forward(&mut batch, &arena).map_err(|error| error.to_string())?;
-            Ok::<u64, String>(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX))
-        };
-        let prefill = step(0, chunk, 0, &table)?;
-        let mut decode = u64::MAX;
-        for at in 0..MEASURED_STEPS {
-            decode = decode.min(step(chunk + at, 1, pages, &[])?);
-        }
-        let token_ns = prefill.saturating_sub(decode) / u64::from(chunk);
-        Ok(Cost::fixed(decode.max(1), token_ns.max(1), decode.max(1), u64::from(geometry.context)))
-    }
 }
 
+/// What steps cost on this machine, measured with one chunk and a few steps. Policies compare it with the cost of
+/// loading KV, so an estimate will do.
+fn measure(engine: &CpuEngine) -> Result<Cost, String> {
+    let mut engine = engine.sibling();
+    let geometry = engine.geometry().clone();
+    let page_size = geometry.page_size;
+    let chunk = MEASURED_TOKENS.min(geometry.context / 2).max(1);
+    let pages = (chunk + MEASURED_STEPS).div_ceil(page_size) + 1;
+    let arena = Arena::new(geometry.page_bytes(page_size), pages).map_err(|error| error.to_string())?;
+    let request = RequestId(0);
+    let prompt: Vec<Token> = (0..chunk).map(|at| Token(at % geometry.vocab)).collect();
+    engine.admit(request, &prompt, Sampling::greedy()).map_err(|error| error.to_string())?;
+    let table: Vec<GpuPage> = (0..pages).map(GpuPage).collect();
+    let mut step = |start: u32, count: u32, told: u32, pages: &[GpuPage]| {
+        let mut batch = Batch::default();
+        batch.push(Run::new(request, start, count, true, told), pages);
+        let begin = Instant::now();
+        engine.forward(&mut batch, &arena).map_err(|error| error.to_string())?;
+        Ok::<u64, String>(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    };
+    let prefill = step(0, chunk, 0, &table)?;
+    let mut decode = u64::MAX;
+    for at in 0..MEASURED_STEPS {
+        decode = decode.min(step(chunk + at, 1, pages, &[])?);
+    }
+    let token_ns = prefill.saturating_sub(decode) / u64::from(chunk);
+    Ok(Cost::fixed(decode.max(1), token_ns.max(1), decode.max(1), u64::from(geometry.context)))
+}
 fn tiny_files() -> Files {
     Files {
         tokenizer: tiny::TOKENIZER.to_vec(),
