@@ -1,6 +1,7 @@
 //! The `pd` command.
 
 mod cli;
+mod progress;
 mod serve;
 mod settings;
 

@@ -5,7 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use pd_sim::scenario::error::with_nearest;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Command};
+use pd_sim::scenario::error::{nearest, with_nearest};
 use serde::Deserialize;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 use serde::de::{DeserializeOwned, IntoDeserializer};
@@ -27,12 +29,15 @@ macro_rules! options {
             $($(#[doc = $doc])+ #[arg(long, $($arg)*)] pub(crate) $name: Option<$type>,)*
         }
 
-        impl $Name {
-            /// The keys of the file.
-            pub(crate) const KEYS: &'static [&'static str] = &[$(stringify!($name)),*];
+        impl $crate::settings::Part for $Name {
+            const KEYS: &'static [&'static str] = &[$(stringify!($name)),*];
 
-            /// What `self` says, and what `below` says where it says nothing.
-            pub(crate) fn over(self, below: Self) -> Self {
+            fn given(&self) -> Vec<&'static str> {
+                let said = [$(self.$name.is_some()),*];
+                Self::KEYS.iter().zip(said).filter_map(|(key, said)| said.then_some(*key)).collect()
+            }
+
+            fn over(self, below: Self) -> Self {
                 Self { $($name: self.$name.or(below.$name),)* }
             }
         }
@@ -50,6 +55,19 @@ macro_rules! overlay {
 }
 
 pub(crate) use {options, overlay};
+
+/// Some of the options of a command, made by [`options!`].
+pub(crate) trait Part: DeserializeOwned {
+    /// The keys of the file.
+    const KEYS: &'static [&'static str];
+
+    /// The keys under which something was said.
+    fn given(&self) -> Vec<&'static str>;
+
+    /// What `self` says, and what `below` says where it says nothing.
+    #[must_use]
+    fn over(self, below: Self) -> Self;
+}
 
 options! {
     /// What is logged, and how.
@@ -111,12 +129,18 @@ impl File {
         Ok(Self { path: path.to_owned(), text })
     }
 
-    /// What it says under these keys.
+    /// A file with this text.
+    #[cfg(test)]
+    pub(crate) fn of(path: &str, text: &str) -> Self {
+        Self { path: path.into(), text: text.to_owned() }
+    }
+
+    /// What it says under the keys of a part.
     ///
     /// # Errors
     /// What is wrong with that, with line and column.
-    pub(crate) fn part<T: DeserializeOwned>(&self, keys: &[&str]) -> Result<T, String> {
-        self.of(|key| keys.contains(&key), &[])
+    pub(crate) fn part<T: Part>(&self) -> Result<T, String> {
+        self.take(|key| T::KEYS.contains(&key), &[])
     }
 
     /// What it says under all keys but those of its parts.
@@ -125,10 +149,10 @@ impl File {
     /// What is wrong with that, with line and column, and the nearest name for one that is unknown.
     pub(crate) fn rest<T: DeserializeOwned>(&self, parts: &[&[&str]]) -> Result<T, String> {
         let keys = parts.concat();
-        self.of(|key| !keys.contains(&key), &keys)
+        self.take(|key| !keys.contains(&key), &keys)
     }
 
-    fn of<T: DeserializeOwned>(&self, is_wanted: impl Fn(&str) -> bool, others: &[&str]) -> Result<T, String> {
+    fn take<T: DeserializeOwned>(&self, is_wanted: impl Fn(&str) -> bool, others: &[&str]) -> Result<T, String> {
         let read = DeTable::parse(&self.text).and_then(|table| {
             let span = table.span();
             let wanted = table.into_inner().into_iter().filter(|(key, _)| is_wanted(key.get_ref()));
@@ -142,6 +166,36 @@ impl File {
             format!("{}:{line}:{column}: {}", self.path.display(), with_nearest(error.message(), others))
         })
     }
+}
+
+/// Which of these keys was said where, for a banner: `port, mode (flags); page_size (PD_*); threads (pd.toml)`.
+pub(crate) fn origins(given: &[&'static str], told: &ArgMatches, file: Option<&Path>) -> String {
+    let file = file.map_or_else(String::new, |file| file.display().to_string());
+    let by = |key: &&'static str| match told.value_source(key) {
+        Some(ValueSource::CommandLine) => Some("flags"),
+        Some(ValueSource::EnvVariable) => Some("PD_*"),
+        // All that is neither is from the file.
+        _ => None,
+    };
+    let groups = [(Some("flags"), "flags"), (Some("PD_*"), "PD_*"), (None, file.as_str())].map(|(origin, name)| {
+        let keys: Vec<&str> = given.iter().filter(|key| by(key) == origin).copied().collect();
+        (!keys.is_empty()).then(|| format!("{} ({name})", keys.join(", ")))
+    });
+    let text = groups.into_iter().flatten().collect::<Vec<_>>().join("; ");
+    if text.is_empty() { "all defaults".to_owned() } else { text }
+}
+
+/// The `PD_*` variables of this process that no command reads although one has nearly that name: who meant what.
+pub(crate) fn misspelt(command: &Command) -> Vec<String> {
+    let all = command.get_subcommands().flat_map(Command::get_arguments);
+    let known: Vec<&str> = all.filter_map(|argument| argument.get_env()?.to_str()).collect();
+    let set = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    set.filter(|name| name.starts_with("PD_") && !known.contains(&name.as_str()))
+        .filter_map(|name| {
+            let near = nearest(&name["PD_".len()..], known.iter().map(|known| &known["PD_".len()..]))?;
+            Some(format!("{name} is no variable of pd and has no effect; did you mean PD_{near}?"))
+        })
+        .collect()
 }
 
 /// One of a few words, as the file takes them.

@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::bad_input;
 use super::process::runtime;
-use crate::settings::{File, choice, options, overlay};
+use crate::settings::{File, Part, choice, options, overlay};
 
 /// Measure a server: load as sglang.bench_serving and vllm bench serve make it, latencies and goodput
 ///
@@ -104,7 +104,7 @@ pub(super) enum Peer {
 
 /// What a file says to `pd bench`.
 pub(super) fn read(file: &File) -> Result<(Own, BenchConfig), String> {
-    Ok((file.part(Own::KEYS)?, file.rest(&[Own::KEYS])?))
+    Ok((file.part::<Own>()?, file.rest(&[Own::KEYS])?))
 }
 
 impl Bench {

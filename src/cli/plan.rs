@@ -13,7 +13,8 @@ use pd_sim::scenario::{Document, Overrides};
 use pd_sim::units;
 
 use super::bad_input;
-use super::sim::{bar, print};
+use super::sim::print;
+use crate::progress::bar;
 
 /// Finds the deployment of so many GPUs with the largest goodput.
 ///

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::process::{Signals, ended, runtime};
 use crate::serve::listen::listen;
-use crate::settings::{File, Logs, choice, options, overlay};
+use crate::settings::{File, Logs, Part, choice, options, overlay};
 
 /// Route requests to prefill and decode workers, or to unified ones
 ///
@@ -85,7 +85,7 @@ options! {
 
 /// What a file says to `pd router`.
 pub(super) fn read(file: &File) -> Result<(Place, Logs, RouterConfig), String> {
-    Ok((file.part(Place::KEYS)?, file.part(Logs::KEYS)?, file.rest(&[Place::KEYS, Logs::KEYS])?))
+    Ok((file.part::<Place>()?, file.part::<Logs>()?, file.rest(&[Place::KEYS, Logs::KEYS])?))
 }
 
 impl Router {

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::Args;
+use clap::{ArgMatches, Args};
 use pd_core::config::Mode;
 
 use super::process::{PATIENCE, Signals, ended, runtime};
 use crate::serve::model::Model;
 use crate::serve::options::Options;
 use crate::serve::worker::{self, Running};
-use crate::settings::{File, Logs};
+use crate::settings::{File, Logs, Part, origins};
 
 /// Serve a model: unified, or as the prefill or decode half of a pair
 ///
@@ -29,15 +29,15 @@ pub(super) struct Serve {
 
 /// What a file says to `pd serve`.
 pub(super) fn read(file: &File) -> Result<(Logs, Options), String> {
-    Ok((file.part(Logs::KEYS)?, file.rest(&[Logs::KEYS])?))
+    Ok((file.part::<Logs>()?, file.rest(&[Logs::KEYS])?))
 }
 
 impl Serve {
-    pub(super) fn run(self) -> ExitCode {
-        ended(self.serve())
+    pub(super) fn run(self, told: &ArgMatches) -> ExitCode {
+        ended(self.serve(told))
     }
 
-    fn serve(self) -> Result<(), String> {
+    fn serve(self, told: &ArgMatches) -> Result<(), String> {
         let begin = Instant::now();
         let (logs, options) = read(&File::read(self.config.as_deref())?)?;
         self.logs.over(logs).start()?;
@@ -47,7 +47,8 @@ impl Serve {
         runtime.block_on(async {
             let running = worker::start(&options, &model, runtime.handle()).await?;
             let mut signals = Signals::listen()?;
-            banner(&options, &model, &running, begin);
+            let origins = origins(&options.given(), told, self.config.as_deref());
+            banner(&options, &origins, &model, &running, begin);
             signals.asked(PATIENCE).await;
             signals.unless_again(running.stop(PATIENCE)).await;
             Ok(())
@@ -56,13 +57,14 @@ impl Serve {
 }
 
 /// What was started, what was chosen and why.
-fn banner(options: &Options, model: &Model, running: &Running, begin: Instant) {
+fn banner(options: &Options, origins: &str, model: &Model, running: &Running, begin: Instant) {
     let mode = match options.mode.unwrap_or_default() {
         Mode::Unified => "unified",
         Mode::Prefill => "prefill",
         Mode::Decode => "decode",
     };
     eprintln!("pd {} serves {} ({mode}) at http://{}", env!("CARGO_PKG_VERSION"), model.name, running.address);
+    eprintln!("  {:<9} {origins}", "options");
     eprintln!("  {:<9} {}", "model", model.about);
     for (what, choice) in &running.choices {
         eprintln!("  {what:<9} {choice}");

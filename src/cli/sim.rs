@@ -1,13 +1,12 @@
 //! `pd sim`: flags, progress, exit codes.
 
 use std::collections::BTreeSet;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use pd_core::time::Instant;
 use pd_sim::report;
 use pd_sim::report::html::About;
@@ -20,6 +19,7 @@ use super::bad_input;
 use super::inspect::Inspect;
 use super::outputs::{Outputs, Watched};
 use super::sweep::SweepArgs;
+use crate::progress::bar;
 
 #[derive(Debug, Args)]
 pub(crate) struct Sim {
@@ -190,18 +190,4 @@ pub(super) fn print(text: &str) -> bool {
 
 fn progress(name: &str) -> ProgressBar {
     bar(name, "{prefix} [{bar:30}] {pos}/{len} requests, {msg} ({elapsed})")
-}
-
-/// A bar for runs that take a while; nothing where nobody looks.
-pub(super) fn bar(name: &str, template: &str) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(0).with_message("");
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar.set_prefix(name.to_owned());
-    bar.enable_steady_tick(Duration::from_millis(250));
-    bar
 }

@@ -1,14 +1,13 @@
 //! `pd swarm`: flags, threads, progress, files, exit codes.
 
 use std::fs;
-use std::io::IsTerminal;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 #[cfg(feature = "mutants")]
 use pd_core::mutant::{Mutant, Mutation};
 use pd_sim::hardware::Library;
@@ -18,6 +17,7 @@ use pd_sim::swarm::mutants::{self, Bounds};
 use pd_sim::swarm::{self, Finding, Kind, MENU, Stage, report};
 
 use super::bad_input;
+use crate::progress::bar;
 
 #[derive(Debug, Args)]
 pub(crate) struct Swarm {
@@ -253,17 +253,12 @@ impl Swarm {
 
 /// A bar where somebody looks; one that only turns if nobody knows how long it takes.
 fn progress(total: Option<u64>) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
+    match total {
+        Some(total) => {
+            let bar = bar("", "[{bar:30}] {pos}/{len} seeds, {per_sec}, {msg} ({eta})");
+            bar.set_length(total);
+            bar
+        }
+        None => bar("", "{spinner} {pos} seeds, {per_sec}, {msg} ({elapsed})"),
     }
-    let template = match total {
-        Some(_) => "[{bar:30}] {pos}/{len} seeds, {per_sec}, {msg} ({eta})",
-        None => "{spinner} {pos} seeds, {per_sec}, {msg} ({elapsed})",
-    };
-    let bar = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new).with_message("");
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar.enable_steady_tick(Duration::from_millis(250));
-    bar
 }

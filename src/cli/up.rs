@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::Args;
+use clap::{ArgMatches, Args};
 use pd_core::config::Mode;
 use pd_net::router::{self, RouterConfig};
 use tokio::sync::oneshot;
@@ -14,7 +14,7 @@ use crate::serve::listen::listen;
 use crate::serve::model::Model;
 use crate::serve::options::Options;
 use crate::serve::worker;
-use crate::settings::{File, Logs, options};
+use crate::settings::{File, Logs, Part, options, origins};
 
 /// Start a prefill worker, a decode worker and a router: everything on this machine, one command
 ///
@@ -44,20 +44,21 @@ options! {
 
 /// What a file says to `pd up`.
 pub(super) fn read(file: &File) -> Result<(Own, Logs, Options), String> {
-    Ok((file.part(Own::KEYS)?, file.part(Logs::KEYS)?, file.rest(&[Own::KEYS, Logs::KEYS])?))
+    Ok((file.part::<Own>()?, file.part::<Logs>()?, file.rest(&[Own::KEYS, Logs::KEYS])?))
 }
 
 impl Up {
-    pub(super) fn run(self) -> ExitCode {
-        ended(self.serve())
+    pub(super) fn run(self, told: &ArgMatches) -> ExitCode {
+        ended(self.serve(told))
     }
 
-    fn serve(self) -> Result<(), String> {
+    fn serve(self, told: &ArgMatches) -> Result<(), String> {
         let begin = Instant::now();
         let (own, logs, options) = read(&File::read(self.config.as_deref())?)?;
         self.logs.over(logs).start()?;
         let no_storage = self.own.over(own).no_storage.unwrap_or(false);
         let mut options = self.options.over(options);
+        let origins = origins(&options.given(), told, self.config.as_deref());
         if options.mode.is_some() {
             return Err("pd up starts one worker of each mode; for --mode there is pd serve".into());
         }
@@ -103,6 +104,7 @@ impl Up {
             }
             let mut signals = Signals::listen()?;
             eprintln!("pd {} serves {} at http://{address}", env!("CARGO_PKG_VERSION"), model.name);
+            eprintln!("  {:<9} {origins}", "options");
             eprintln!("  {:<9} {}", "model", model.about);
             eprintln!("  {:<9} http://{}, bootstrap server at port {bootstrap}", "prefill", prefill.address);
             eprintln!("  {:<9} http://{}", "decode", decode.address);

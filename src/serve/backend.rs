@@ -15,6 +15,7 @@ use pd_net::http::backend::{
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
 
 use super::clock::Clock;
 use super::compute::Sample;
@@ -137,14 +138,16 @@ impl Backend for Door {
                     return Err(Refused::Peer("this worker takes nothing over: it serves in unified mode".into()));
                 };
                 let (found, inbox) = (peers.resolve(host, port), Arc::clone(&self.inbox));
-                self.runtime.spawn(async move {
+                let span = tracing::error_span!("handoff", request = %job.request, rid = job.rid, room = room.0);
+                let take = async move {
                     let found = found.await.map_err(Refused::Peer);
                     let taken = found.and_then(|prefill| hand_in(&inbox, new(Leg::Decode { room, prefill })));
                     if let Err(refused) = taken {
                         // The first event of a queue that holds a whole answer; it fails only if nobody listens.
                         let _ = refusals.try_send(JobEvent::Refused(refused));
                     }
-                });
+                };
+                self.runtime.spawn(take.instrument(span));
             }
         }
         Ok(receiver)
@@ -302,3 +305,6 @@ const fn field(error: &SamplingError) -> &'static str {
         SamplingError::Stop { .. } => "stop_token_ids",
     }
 }
+
+#[cfg(test)]
+mod tests;

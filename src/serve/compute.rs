@@ -90,7 +90,8 @@ fn forward(engine: &mut CpuEngine, kv: &Arena, op: OpId, mut batch: Box<Batch>) 
             Told::Done { op, outcome: Outcome::Sampled(Sampled(batch)), samples }
         }
         Err(error) => {
-            tracing::error!("a forward of {} sequences failed: {error}", batch.runs().len());
+            let requests: Vec<String> = batch.runs().iter().map(|run| run.request.to_string()).collect();
+            tracing::error!(request = requests.join(","), "a forward failed: {error}");
             Told::Done { op, outcome: Outcome::Failed(Fault::Device), samples: Vec::new() }
         }
     }

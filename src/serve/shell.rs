@@ -379,3 +379,6 @@ fn start(lanes: &Lanes, op: OpId, command: Command) {
 
 /// Items in an inbox: several for each request and command that may be under way.
 const INBOX_ITEMS_MAX: usize = 8192;
+
+#[cfg(test)]
+mod tests;
