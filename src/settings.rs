@@ -163,7 +163,11 @@ impl File {
             let before = &self.text.as_bytes()[..at];
             let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
             let column = 1 + before.iter().rev().take_while(|byte| **byte != b'\n').count();
-            format!("{}:{line}:{column}: {}", self.path.display(), with_nearest(error.message(), others))
+            // Of a value that is wrong, only its own text is said.
+            let key = self.text.lines().nth(line - 1).and_then(|text| Some(text.split_once('=')?.0.trim()));
+            let key = key.filter(|key| !error.message().contains(&format!("`{key}`")));
+            let key = key.map_or_else(String::new, |key| format!("{key}: "));
+            format!("{}:{line}:{column}: {key}{}", self.path.display(), with_nearest(error.message(), others))
         })
     }
 }

@@ -138,5 +138,5 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
     command
 }
 
-/// Longest wait for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest wait for anything. Prompts of thousands of tokens take a minute without optimisation on a machine that is busy.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(240);

@@ -11,7 +11,7 @@ struct Ending(std::sync::mpsc::Sender<()>);
 
 impl Sink for Ending {
     fn event(&mut self, _: Event, _: Option<Sample>) -> bool {
-        true
+        self.0.send(()).is_ok()
     }
 }
 
