@@ -16,14 +16,16 @@ pub(crate) async fn listen(host: &str, port: u16) -> Result<(TcpListener, Socket
         Ok((listener, address))
     };
     bound.await.map_err(|error: std::io::Error| {
-        let help = match error.kind() {
-            ErrorKind::AddrInUse => {
-                let who = holder(port).unwrap_or_else(|| "another program".to_owned());
-                format!("{who} listens there; --port takes another port, --port 0 a free one")
-            }
-            ErrorKind::AddrNotAvailable => "--host takes an address of this machine; 0.0.0.0 is all of them".to_owned(),
-            ErrorKind::PermissionDenied => "ports below 1024 are the system's; --port takes another one".to_owned(),
-            _ => "--host takes an address or a name of this machine, --port 0 a free port".to_owned(),
+        let kind = error.kind();
+        let help = if kind == ErrorKind::AddrInUse {
+            let who = holder(port).unwrap_or_else(|| "another program".to_owned());
+            format!("{who} listens there; --port takes another port, --port 0 a free one")
+        } else if kind == ErrorKind::AddrNotAvailable {
+            "--host takes an address of this machine; 0.0.0.0 is all of them".to_owned()
+        } else if kind == ErrorKind::PermissionDenied {
+            "ports below 1024 are the system's; --port takes another one".to_owned()
+        } else {
+            "--host takes an address or a name of this machine, --port 0 a free port".to_owned()
         };
         format!("cannot listen at {}: {error}; {help}", pd_net::ctrl::address(host, port))
     })
