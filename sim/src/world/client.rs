@@ -218,6 +218,8 @@ impl Clients {
                 }
                 None
             }
+            // The prefill worker has said so itself.
+            Event::Received(_) => None,
             Event::HandedOver => {
                 record.handed_over.get_or_insert(now);
                 live.prefill = NOBODY;
