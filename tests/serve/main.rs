@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "real processes take real time")]
 
 mod http;
+mod journal;
 mod process;
 mod restart;
 mod same_tokens;
