@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use crate::codec;
 use crate::id::{PageKey, Token};
+use crate::limits::MISSES_MAX;
 use crate::op::Fault;
 
 /// Progress of one request, towards its client.
@@ -26,11 +27,14 @@ pub enum Event {
     Refused(Refusal),
     /// The sequence gave its pages back and waits to be resumed; nothing is lost.
     Retracted,
+    /// The prompt's KV has come from a prefill worker, which had it from here (decode leg only; before the first token).
+    /// What [`Event::Admitted`] said before is what did not have to be sent.
+    Received(alloc::boxed::Box<Served>),
 }
 
 codec!(enum Event {
     0 = Admitted(served), 1 = Token(token), 2 = HandedOver, 3 = Finished { reason, output }, 4 = Refused(refusal),
-    5 = Retracted,
+    5 = Retracted, 6 = Received(served),
 });
 
 /// Why an answer ends.
@@ -122,6 +126,23 @@ pub struct Served {
 }
 
 codec!(struct Served { prompt, device, host, storage, misses });
+
+impl Served {
+    /// A prompt of which no cache had anything.
+    #[must_use]
+    pub fn from_nowhere(prompt: u32) -> Self {
+        let misses = Vec::from([Miss { reason: MissReason::NothingStored, tokens: prompt }]);
+        Self { prompt, misses, ..Self::default() }
+    }
+
+    /// True if its parts add up to a prompt of this length. A peer may say anything.
+    #[must_use]
+    pub fn is_of(&self, length: u32) -> bool {
+        let missed = self.misses.iter().map(|miss| u64::from(miss.tokens)).sum::<u64>();
+        let found = u64::from(self.device) + u64::from(self.host) + u64::from(self.storage);
+        self.prompt == length && found + missed == u64::from(length) && self.misses.len() <= MISSES_MAX
+    }
+}
 
 /// Some tokens of a prompt and why no cache served them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

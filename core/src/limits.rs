@@ -22,6 +22,8 @@ pub const TP_RANKS_MAX: u32 = 1024;
 pub const TRANSFER_TIMERS_PER_STEP: u32 = 1024;
 /// Most bytes of an endpoint that a worker registers.
 pub const ENDPOINT_BYTES_MAX: usize = 256;
+/// Most reasons why the tokens of one prompt were not served.
+pub const MISSES_MAX: usize = 16;
 /// Most KV changes in one published batch.
 pub const CHANGES_PER_PUBLISH: usize = 4096;
 

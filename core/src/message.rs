@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec;
 use crate::config::Mode;
+use crate::event::Served;
 use crate::id::{Epoch, Generation, GpuPage, PageKey, RequestId, Room, Token};
 use crate::op::Prompt;
 
 /// Version of codec and protocol. Peers of different versions refuse each other with a reason.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What a worker says to a peer. Ordered and reliable while the connection is up.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -225,9 +226,12 @@ pub struct Handoff {
     pub last: Option<PageKey>,
     /// The first token of the answer.
     pub token: Token,
+    /// Where the source had the prompt's KV from, and why it computed the rest: what the sink's client is told. Its parts
+    /// have to add up to `length`.
+    pub served: Box<Served>,
 }
 
-codec!(struct Handoff { room, generation, epoch, source, request, length, last, token });
+codec!(struct Handoff { room, generation, epoch, source, request, length, last, token, served });
 
 /// Why an attempt was ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -23,14 +23,14 @@ use pd_core::op::Prompt;
 use pd_core::time::Instant;
 
 use crate::check::{Checker, Violation};
-use crate::setup::Answer;
+use crate::setup::Answers;
 
 /// All pages of all workers.
 #[derive(Debug)]
 pub struct Memory {
     nodes: Vec<NodeMemory>,
     texts: Vec<Text>,
-    answer: Answer,
+    answers: Answers,
     violations: Vec<Violation>,
 }
 
@@ -116,8 +116,8 @@ impl Cell {
 impl Memory {
     /// No workers, no requests.
     #[must_use]
-    pub const fn new(answer: Answer) -> Self {
-        Self { nodes: Vec::new(), texts: Vec::new(), answer, violations: Vec::new() }
+    pub const fn new(answers: Answers) -> Self {
+        Self { nodes: Vec::new(), texts: Vec::new(), answers, violations: Vec::new() }
     }
 
     /// A worker starts a life with empty pools; `node` is a known one or the next.
@@ -385,12 +385,11 @@ impl Memory {
 
     /// The key that a page of a sequence has once it is full.
     fn key(&mut self, request: RequestId, page: u32, page_size: u32) -> PageKey {
-        let answer = self.answer;
         let Some(text) = self.texts.get_mut(request.0 as usize) else { return PageKey::default() };
         while text.keys.len() <= page as usize {
             let start = text.keys.len() as u32 * page_size;
             let token = |position: u32| match position.checked_sub(text.length) {
-                Some(index) => answer(text.seed, index),
+                Some(index) => self.answers.token(text.seed, index),
                 None => text.tail[(position - text.tail_from) as usize],
             };
             let tokens: Vec<Token> = (start..start + page_size).map(token).collect();

@@ -2,6 +2,7 @@
 //!
 //! The scenario layer fills it from TOML; tests write it by hand. Nothing here checks or decides anything.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pd_core::config::{Mode, WorkerConfig};
@@ -105,6 +106,30 @@ pub struct StoreSetup {
 /// Token `index` of the answer whose seed is `seed`: cheap, pure, and the same wherever it is generated.
 pub type Answer = fn(seed: u64, index: u32) -> Token;
 
+/// What the engines of a run say.
+#[derive(Clone, Debug)]
+pub enum Answers {
+    /// All of it by a rule.
+    Rule(Answer),
+    /// As it was recorded: the seed of a request is its place in the list. The rule goes on behind the end of a record.
+    Recorded(Arc<[Vec<Token>]>, Answer),
+}
+
+impl Answers {
+    /// Token `index` of the answer whose seed is `seed`.
+    #[inline]
+    #[must_use]
+    pub fn token(&self, seed: u64, index: u32) -> Token {
+        match self {
+            Self::Rule(rule) => rule(seed, index),
+            Self::Recorded(answers, rule) => {
+                let recorded = usize::try_from(seed).ok().and_then(|place| answers.get(place)?.get(index as usize));
+                recorded.copied().unwrap_or_else(|| rule(seed, index))
+            }
+        }
+    }
+}
+
 /// Where requests come from.
 pub trait Source: std::fmt::Debug {
     /// When the next request arrives, as far as is known now.
@@ -134,7 +159,7 @@ pub struct Arrival {
     pub output_tokens: u32,
     /// Larger is more urgent.
     pub priority: i32,
-    /// For [`Answer`].
+    /// For [`Answers`].
     pub seed: u64,
 }
 
@@ -158,7 +183,7 @@ pub struct Setup {
     /// Requests.
     pub loads: Vec<Box<dyn Source>>,
     /// Their answers.
-    pub answer: Answer,
+    pub answers: Answers,
     /// What happens when; by time.
     pub script: Vec<(Instant, Action)>,
     /// When to stop even if requests are left.
@@ -167,6 +192,8 @@ pub struct Setup {
     pub linger: Duration,
     /// Recount all invariants after each step, and check what pages hold.
     pub check: bool,
+    /// What the reader of its report should know of where it comes from.
+    pub notes: Vec<String>,
 }
 
 impl Setup {
@@ -182,11 +209,12 @@ impl Setup {
             load_report: Duration::ZERO,
             prompts: Namespace::default(),
             loads: Vec::new(),
-            answer: |seed, index| Token((seed as u32).wrapping_mul(1_000_003).wrapping_add(index)),
+            answers: Answers::Rule(|seed, index| Token((seed as u32).wrapping_mul(1_000_003).wrapping_add(index))),
             script: Vec::new(),
             until: None,
             linger: Duration::ZERO,
             check: false,
+            notes: Vec::new(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Machines' inputs and outputs, counts, times and sizes in the words of a person; one line each.
 
-use pd_core::event::{Event, Finish};
+use pd_core::event::{Event, Finish, Served};
 use pd_core::id::{OpId, RequestId};
 use pd_core::message::Message;
 use pd_core::op::{Command, Input, LaneKind, Leg, Outcome, Output, Submit};
@@ -193,15 +193,15 @@ pub fn command(command: &Command) -> String {
     }
 }
 
+fn parts(served: &Served) -> String {
+    let Served { prompt, device, host, storage, .. } = served;
+    format!("L1 {device}, L2 {host}, L3 {storage} of {}", plural(u64::from(*prompt), "token"))
+}
+
 fn event(event: &Event) -> String {
     match event {
-        Event::Admitted(served) => format!(
-            "admitted; L1 {}, L2 {}, L3 {} of {}",
-            served.device,
-            served.host,
-            served.storage,
-            plural(u64::from(served.prompt), "token")
-        ),
+        Event::Admitted(served) => format!("admitted; {}", parts(served)),
+        Event::Received(served) => format!("received; its prefill worker had {}", parts(served)),
         Event::Token(token) => format!("token {token}"),
         Event::HandedOver => "handed over".to_owned(),
         Event::Finished { reason: Finish::Failed(failure), .. } => format!("failed: {failure:?}"),

@@ -36,7 +36,7 @@ pub(crate) struct Diff {
 impl Diff {
     /// Compares; 0 if nothing differs, 1 if something does, 2 for bad input.
     pub(crate) fn run(&self) -> ExitCode {
-        let one = Overrides { seed: self.seed, until: None, set: self.set.clone() };
+        let one = Overrides { seed: self.seed, until: None, set: self.set.clone(), load: None };
         let mut other = one.clone();
         other.seed = self.seed_b.or(self.seed);
         other.set.extend(self.set_b.iter().cloned());

@@ -32,6 +32,11 @@ pub(crate) struct Sim {
     /// Change a key, for instance worker.page_size=16 or worker.0.mode=decode; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Instead of the file's loads, what real workers were asked for, as `pd serve --journal` recorded it: requests with
+    /// their times, prompts, answers and cancellations, and orders of operators. journal:FILE of a unified or decode
+    /// worker, journal:P,D of a prefill and a decode worker. The file's gates are about its own loads and are not checked.
+    #[arg(long, value_name = "journal:FILE[,FILE]", value_parser = journals)]
+    load: Option<Journals>,
     /// Stop at this time of the run, for instance 90s or 10m.
     #[arg(long, value_name = "TIME", value_parser = instant)]
     until: Option<Instant>,
@@ -49,6 +54,16 @@ pub(crate) struct Sim {
     sweep: SweepArgs,
 }
 
+/// The files of `--load`.
+#[derive(Clone, Debug)]
+struct Journals(Vec<PathBuf>);
+
+fn journals(text: &str) -> Result<Journals, String> {
+    let files = text.strip_prefix("journal:").filter(|files| !files.split(',').any(str::is_empty));
+    let files = files.ok_or("it takes journal:FILE or journal:PREFILL,DECODE")?;
+    Ok(Journals(files.split(',').map(PathBuf::from).collect()))
+}
+
 fn instant(text: &str) -> Result<Instant, String> {
     units::duration(text).map(|span| Instant::ZERO + span).map_err(|error| error.to_string())
 }
@@ -56,7 +71,8 @@ fn instant(text: &str) -> Result<Instant, String> {
 impl Sim {
     /// Runs the files; 1 if a gate is broken, 2 for bad input.
     pub(crate) fn run(&self) -> ExitCode {
-        let overrides = Overrides { seed: self.seed, until: self.until, set: self.set.clone() };
+        let load = self.load.as_ref().map(|Journals(files)| files.clone());
+        let overrides = Overrides { seed: self.seed, until: self.until, set: self.set.clone(), load };
         if let Err(problem) = self.outputs.check() {
             return bad_input(&problem);
         }
@@ -74,6 +90,11 @@ impl Sim {
             let runs = |name: &String| self.variant.as_ref().is_none_or(|wanted| wanted == name);
             let chosen: Vec<String> = names.iter().filter(|name| runs(name)).cloned().collect();
             if let Some(problem) = self.inspect.problem(self.files.len(), &chosen) {
+                return bad_input(&problem);
+            }
+            if self.load.is_some() && document.append_map().is_some() {
+                let problem =
+                    format!("--load is for files that run their loads; the map of {} has its own", file.display());
                 return bad_input(&problem);
             }
             // A sweep or a map is the file itself, many times.
@@ -142,6 +163,9 @@ fn inspect(case: Case, again: &dyn Fn() -> Result<Case, ScenarioError>, sim: &Si
 
 /// Runs one case; false if a gate is broken.
 fn run_case(case: Case, sim: &Sim, watched: Option<&Watched>) -> Result<bool, String> {
+    for note in &case.setup.notes {
+        eprintln!("note: {note}");
+    }
     let bar = progress(&case.name);
     let mut world = World::new(case.setup);
     if let Some(watched) = watched {

@@ -268,7 +268,8 @@ impl Client {
 impl Sink for Client {
     fn event(&mut self, event: Event, sample: Option<Sample>) -> bool {
         let event = match event {
-            Event::Admitted(served) => JobEvent::Admitted(served),
+            // Who computed the prompt had it from there: what a client of a single worker would be told.
+            Event::Admitted(served) | Event::Received(served) => JobEvent::Admitted(served),
             Event::Token(token) => {
                 let logprobs = sample.filter(|sample| sample.token == token).and_then(|sample| sample.logprobs);
                 let (logprob, top) = logprobs.map_or((None, Vec::new()), |all| (Some(all.chosen), all.top));

@@ -117,7 +117,7 @@ fn a_replay_on_another_configuration_names_the_first_step_and_the_field() {
 
 fn live(name: &str, seed: Option<u64>, set: &[&str]) -> Run {
     let set = set.iter().map(|&change| change.to_owned()).collect();
-    Run::live(cases(name, &Overrides { seed, until: None, set }).remove(0).setup)
+    Run::live(cases(name, &Overrides { seed, set, ..Overrides::default() }).remove(0).setup)
 }
 
 fn compared(one: Run, other: Run) -> Comparison {

@@ -6,6 +6,7 @@
 
 mod ends;
 mod http;
+mod journal;
 mod process;
 mod restart;
 mod same_tokens;

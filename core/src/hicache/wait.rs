@@ -1,5 +1,6 @@
 //! How long a waiting request waits for L3, and what becomes of its batches when it does not.
 
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use super::HiCache;
@@ -92,6 +93,7 @@ impl HiCache {
 
     /// These objects leave L3: whoever was told before that it holds them, and still waits for room, is told otherwise.
     pub(super) fn forget_answers(&mut self, keys: &[PageKey]) {
+        let keys: BTreeSet<PageKey> = keys.iter().copied().collect();
         for waiting in self.waiting.values_mut() {
             let Some((from, held)) = &mut waiting.answer else { continue };
             for (key, held) in waiting.prompt.keys[*from as usize..].iter().zip(held) {

@@ -233,6 +233,9 @@ impl Sched {
         if core::mem::replace(&mut sequence.is_announced, true) {
             return;
         }
+        if sequence.is_source() {
+            sequence.announced = Some(served.clone());
+        }
         cx.emit(sequence.request, Event::Admitted(served));
     }
 

@@ -265,7 +265,8 @@ impl Sched {
         match sequence.state {
             State::HandingOver => {
                 let last = sequence.prompt.keys.last().copied();
-                transfer.hand_over(cx, sequence.request, token, last);
+                let served = sequence.announced.take().expect("told when its first chunk was launched");
+                transfer.hand_over(cx, sequence.request, token, last, served);
             }
             State::Running | State::Retracting => {
                 sequence.generated.push(token);

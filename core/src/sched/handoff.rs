@@ -56,7 +56,7 @@ impl Sched {
                     self.end(cx, kv, transfer, slot, finish(reason));
                 }
             }
-            TransferEvent::Landed { request, token } => {
+            TransferEvent::Landed { request, token, served } => {
                 let Some(slot) = self.find(request, State::Receiving) else { return };
                 self.unlist(slot);
                 let sequence = self.slots.at_mut(slot);
@@ -67,6 +67,9 @@ impl Sched {
                 sequence.state = State::Running;
                 self.running.push(slot);
                 self.announce(cx, slot);
+                if let Some(served) = served {
+                    cx.emit(request, Event::Received(served));
+                }
                 self.publish(cx, kv, slot);
                 self.take_token(cx, kv, transfer, slot, token);
             }

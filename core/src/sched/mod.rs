@@ -372,6 +372,9 @@ impl Sched {
             digest.word(u64::from(sequence.told) << 32 | u64::from(sequence.pushed));
             digest.word(u64::from(sequence.prompt.length) << 32 | u64::from(sequence.produced));
             sequence.generated.iter().for_each(|token| digest.value(token));
+            if let Some(served) = &sequence.announced {
+                digest.value(&**served);
+            }
             let flags = [sequence.is_announced, sequence.is_entered, sequence.has_room];
             digest.word(flags.iter().fold(u64::from(sequence.holds), |word, &flag| word << 1 | u64::from(flag)));
             digest.word(u64::from(sequence.faults));

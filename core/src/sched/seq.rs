@@ -77,6 +77,8 @@ pub(super) struct Sequence {
     /// A sink's account of its prompt until the hand-off has landed.
     pub(super) served: Option<Box<Served>>,
     pub(super) is_announced: bool,
+    /// A source's account, which goes to the sink with the hand-off.
+    pub(super) announced: Option<Box<Served>>,
     /// The cache was told that it waits.
     pub(super) is_entered: bool,
     /// The hand-off knows it and must be told when it ends.
@@ -123,6 +125,7 @@ impl Sequence {
             lease: None,
             served: None,
             is_announced: false,
+            announced: None,
             is_entered: false,
             has_room: false,
             holds: false,

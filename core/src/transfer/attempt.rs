@@ -1,8 +1,9 @@
 //! The full name of an attempt, and the messages that carry it.
 
 use crate::digest::Digest;
-use crate::id::{Epoch, Generation, PageKey, RequestId, Room, Token};
+use crate::id::{Epoch, Generation, RequestId, Room};
 use crate::message::{AbortReason, End, Handoff, Message, Want};
+use crate::transfer::source::Answer;
 
 /// One attempt to hand a request over. Everything that names another one is not about this one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -37,9 +38,10 @@ impl Attempt {
         Message::AbortAck { room, generation, epoch, source }
     }
 
-    pub(super) fn hand_off(self, request: RequestId, length: u32, token: Token, last: Option<PageKey>) -> Message {
+    pub(super) fn hand_off(self, request: RequestId, length: u32, answer: Answer) -> Message {
         let Self { room, generation, sink: epoch, source } = self;
-        let handoff = Handoff { room, generation, epoch, source, request, length, last, token };
+        let Answer { token, last, served } = answer;
+        let handoff = Handoff { room, generation, epoch, source, request, length, last, token, served };
         Message::Handoff(alloc::boxed::Box::new(handoff))
     }
 

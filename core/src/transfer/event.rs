@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 
+use crate::event::Served;
 use crate::id::{RequestId, Token, WorkerId};
 use crate::kv::Lease;
 use crate::message::{AbortReason, Want};
@@ -41,6 +42,8 @@ pub enum TransferEvent {
         request: RequestId,
         /// The first token of the answer.
         token: Token,
+        /// Where the source had the prompt's KV from; none if there was no source.
+        served: Option<Box<Served>>,
     },
     /// Sink: the attempt has failed and another prefill can be asked. The scheduler quarantines the lease
     /// ([`crate::transfer::Transfer::quarantine`]), takes a fresh one and calls [`crate::transfer::Transfer::want`] again, at once or later

@@ -33,12 +33,13 @@ mod source;
 mod timer;
 mod view;
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use crate::config::{Mode, TransferBackend, TransferConfig};
 use crate::cx::Cx;
 use crate::digest::Digest;
-use crate::event::Refusal;
+use crate::event::{Refusal, Served};
 use crate::id::{Epoch, Generation, GpuPage, OpId, PageKey, RequestId, Room, Token, WorkerId};
 use crate::kv::Lease;
 use crate::limits::TRANSFER_TIMERS_PER_STEP;
@@ -48,7 +49,7 @@ use crate::time::Instant;
 use crate::transfer::attempt::Attempt;
 use crate::transfer::peer::{Link, Peers};
 use crate::transfer::sink::{Ask, Sink};
-use crate::transfer::source::Source;
+use crate::transfer::source::{Answer, Source};
 use crate::transfer::timer::{Timer, Timers};
 
 pub use event::{TransferEvent, Wait};
@@ -147,8 +148,16 @@ impl Transfer {
     ///
     /// # Panics
     /// If not all pages were pushed.
-    pub fn hand_over(&mut self, cx: &mut Cx<'_>, request: RequestId, token: Token, last: Option<PageKey>) {
-        let is_sent = self.with(cx, |source, _, env| source.hand_over(env, request, token, last));
+    pub fn hand_over(
+        &mut self,
+        cx: &mut Cx<'_>,
+        request: RequestId,
+        token: Token,
+        last: Option<PageKey>,
+        served: Box<Served>,
+    ) {
+        let answer = Answer { token, last, served };
+        let is_sent = self.with(cx, |source, _, env| source.hand_over(env, request, answer));
         if is_sent {
             self.sent.push(request);
             self.timers.set(Timer::Sent, cx.now);

@@ -19,7 +19,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use crate::digest::Digest;
-use crate::event::Refusal;
+use crate::event::{Refusal, Served};
 use crate::id::{GpuPage, RequestId, Room, Token, WorkerId};
 use crate::message::{AbortReason, End, Handoff, Message, Want};
 use crate::mutant::Mutant;
@@ -169,9 +169,10 @@ impl Sink {
         };
         let is_ours = handoff.request == room.request
             && handoff.length == room.prompt.length
-            && handoff.last == room.prompt.keys.last().copied();
+            && handoff.last == room.prompt.keys.last().copied()
+            && handoff.served.is_of(handoff.length);
         if is_ours {
-            self.land(env, attempt.room, handoff.token);
+            self.land(env, attempt.room, handoff.token, Some(handoff.served.clone()));
         } else {
             env.cx.mark("transfer.handoff_of_another");
             self.fail(env, attempt.room, AbortReason::Unknown, Writes::Over);
@@ -179,10 +180,10 @@ impl Sink {
         true
     }
 
-    fn land(&mut self, env: &mut Env<'_, '_>, id: Room, token: Token) {
+    fn land(&mut self, env: &mut Env<'_, '_>, id: Room, token: Token, served: Option<Box<Served>>) {
         let room = self.close(env, id);
         env.cx.metrics.handoffs_received += 1;
-        env.events.push(TransferEvent::Landed { request: room.request, token });
+        env.events.push(TransferEvent::Landed { request: room.request, token, served });
     }
 
     /// The source gives up. Its writes may still be in flight.
@@ -264,7 +265,7 @@ impl Sink {
     /// A deadline of a room has passed.
     pub(super) fn on_timer(&mut self, env: &mut Env<'_, '_>, id: Room) {
         let reason = match &self.rooms[&id].state {
-            State::Fake => return self.land(env, id, Token(0)),
+            State::Fake => return self.land(env, id, Token(0), None),
             State::Connecting { source, .. } if matches!(env.peers.link(*source), Link::Refused(_)) => {
                 AbortReason::Incompatible
             }

@@ -21,7 +21,7 @@ use alloc::vec::Vec;
 
 use crate::config::TransferBackend;
 use crate::cx::Owner;
-use crate::event::Refusal;
+use crate::event::{Refusal, Served};
 use crate::id::{Generation, GpuPage, OpId, PageKey, RequestId, Room, Token, WorkerId};
 use crate::message::{AbortReason, End, Want};
 use crate::mutant::Mutant;
@@ -54,6 +54,16 @@ struct Wanted {
     pages: Vec<GpuPage>,
 }
 
+/// What is handed over beside the pages.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) token: Token,
+    /// Key of the last full page.
+    pub(super) last: Option<PageKey>,
+    /// Where the prompt's KV came from.
+    pub(super) served: Box<Served>,
+}
+
 /// The other end of an offer.
 #[derive(Debug)]
 enum Other {
@@ -78,7 +88,7 @@ struct SourceRoom {
     /// Pages of the prompt, in order, that were offered for pushing.
     pushed: u32,
     flights: BTreeMap<OpId, Flight>,
-    answer: Option<(Token, Option<PageKey>)>,
+    answer: Option<Answer>,
     /// Why it will not be handed over.
     ended: Option<AbortReason>,
 }
@@ -253,13 +263,7 @@ impl Source {
     }
 
     /// The prompt is complete. True if all of it had landed, and the hand-off is out.
-    pub(super) fn hand_over(
-        &mut self,
-        env: &mut Env<'_, '_>,
-        request: RequestId,
-        token: Token,
-        last: Option<PageKey>,
-    ) -> bool {
+    pub(super) fn hand_over(&mut self, env: &mut Env<'_, '_>, request: RequestId, answer: Answer) -> bool {
         let Some(id) = self.by_request.get(&request).copied() else { return false };
         let room = self.rooms.get_mut(&id).expect("the room of a request");
         if room.ended.is_some() {
@@ -268,7 +272,7 @@ impl Source {
         assert!(room.answer.is_none(), "a prompt is handed over once");
         let pages_total = room.offer.length.div_ceil(env.peers.page_size().max(1));
         assert!(room.pushed == pages_total || matches!(room.other, Other::Fake), "all pages were pushed");
-        room.answer = Some((token, last));
+        room.answer = Some(answer);
         // The caller reports it in the next settle.
         self.close(env, id).is_some()
     }
@@ -350,9 +354,9 @@ impl Source {
                 TransferEvent::SourceFailed { request, reason }
             }
             (None, answer) => {
-                let (token, last) = answer.expect("the reason to be here");
+                let answer = answer.expect("the reason to be here");
                 if let Some(want) = peer {
-                    env.cx.send(want.peer, want.attempt.hand_off(request, want.length, token, last));
+                    env.cx.send(want.peer, want.attempt.hand_off(request, want.length, answer));
                 }
                 env.cx.metrics.handoffs_sent += 1;
                 TransferEvent::Sent { request }

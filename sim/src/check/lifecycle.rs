@@ -1,8 +1,10 @@
 //! What a client is told of each leg: in order, once, the truth, and nothing after the end.
 //!
 //! ```text
-//!  Submit ─> taken ─ Admitted ─> told ( Token | Retracted )* ─> Finished      (a prefill leg: HandedOver, no tokens)
-//!              └──────────────────────────────────────────────> Finished | Refused
+//!  Submit ─> taken ─ Admitted ─ [Received] ─> told ( Token | Retracted )* ─> Finished
+//!              └───────────────────────────────────────────────────────────> Finished | Refused
+//!
+//!  a prefill leg: HandedOver, no tokens; Received: a leg that took over from one
 //! ```
 //!
 //! Answers are a pure function of the request, so each token is known in advance. A cancel is answered in its own step. A
@@ -11,7 +13,7 @@
 use std::collections::BTreeMap;
 
 use pd_core::config::WorkerConfig;
-use pd_core::event::{Event, Finish, Refusal};
+use pd_core::event::{Event, Finish, Refusal, Served};
 use pd_core::id::{RequestId, WorkerId};
 use pd_core::message::Want;
 use pd_core::op::{Leg as Part, Submit};
@@ -39,6 +41,8 @@ pub(super) struct Lifecycle {
     waiting: Vec<BTreeMap<RequestId, Leg>>,
     /// Where the router has sent a request.
     routed: BTreeMap<RequestId, (Option<WorkerId>, WorkerId)>,
+    /// What prefill workers said of where they had a prompt from.
+    sources: BTreeMap<RequestId, Vec<Box<Served>>>,
     checks_tokens: bool,
     /// The present input submits a request that is live there already.
     duplicate: Option<RequestId>,
@@ -54,6 +58,7 @@ impl Lifecycle {
             waiting: legs.clone(),
             legs,
             routed: BTreeMap::new(),
+            sources: BTreeMap::new(),
             checks_tokens,
             duplicate: None,
             cancelled: None,
@@ -162,16 +167,27 @@ impl Lifecycle {
                 if std::mem::replace(&mut leg.is_admitted, true) {
                     wrong("is admitted twice".to_owned());
                 }
-                let missed: u32 = served.misses.iter().map(|miss| miss.tokens).sum();
-                let sum = served.device + served.host + served.storage + missed;
-                if served.prompt != leg.prompt || sum != served.prompt {
-                    wrong(format!("{sum} tokens served and missed of a prompt of {}: {served:?}", leg.prompt));
+                if !served.is_of(leg.prompt) {
+                    wrong(format!("served and missed are not a prompt of {}: {served:?}", leg.prompt));
+                }
+                if leg.is_prefill {
+                    self.sources.entry(request).or_default().push(served.clone());
                 }
                 return false;
             }
             Event::Retracted => {
                 if leg.is_prefill || !leg.is_admitted {
                     wrong("gives pages back that it cannot have".to_owned());
+                }
+                return false;
+            }
+            Event::Received(served) => {
+                if leg.is_prefill || !leg.is_admitted || leg.told > 0 {
+                    wrong("receives a prompt that it does not wait for".to_owned());
+                }
+                // Of several prefill workers, one after the other, any may be the one that delivered.
+                if !self.sources.get(&request).is_some_and(|said| said.contains(served)) {
+                    wrong(format!("is told what no prefill worker of it has said: {served:?}"));
                 }
                 return false;
             }
@@ -285,5 +301,6 @@ const fn name(event: &Event) -> &'static str {
         Event::Finished { .. } => "finished",
         Event::Refused(_) => "refused",
         Event::Retracted => "retracted",
+        Event::Received(_) => "received",
     }
 }

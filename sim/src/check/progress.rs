@@ -67,7 +67,12 @@ impl Progress {
     #[inline]
     pub(super) fn on_event(&mut self, worker: u32, event: &Event) {
         match event {
-            Event::Token(_) | Event::Admitted(_) | Event::HandedOver | Event::Finished { .. } | Event::Refused(_) => {
+            Event::Token(_)
+            | Event::Admitted(_)
+            | Event::Received(_)
+            | Event::HandedOver
+            | Event::Finished { .. }
+            | Event::Refused(_) => {
                 self.workers[worker as usize].failed_forwards = 0;
             }
             Event::Retracted => {}

@@ -135,6 +135,8 @@ impl Watcher {
                     visit.served.get_or_insert_with(|| served.clone());
                 }
             }
+            // The prefill worker has said so itself.
+            Event::Received(_) => {}
             Event::Retracted => {
                 story.retractions.push((now, worker));
                 if let Some(leg) = story.legs.get_mut(&worker) {

@@ -2,17 +2,12 @@
 //!
 //! Concerns everything that is said between the two ends, requests and answers included, but no KV.
 
-use std::time::Duration;
-
-use pd_core::rng::{Rng, Stream};
 use serde::{Deserialize, Serialize};
 
-use super::places::{Places, Wrong, some_time};
-use super::post::{Noise, Scope};
-use super::{Fault, Peer, Share};
-use crate::node::Serve;
+use super::places::some_time;
+use super::post::{Noise, noisy};
+use super::{Peer, Share};
 use crate::units::Span;
-use crate::world::WorldOf;
 
 /// Messages that are late.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -37,23 +32,4 @@ pub struct Delay {
     pub lasts: Option<Span>,
 }
 
-impl Fault for Delay {
-    fn check(&self, places: &Places) -> Result<(), Wrong> {
-        some_time("delay", self.delay.0)?;
-        places.ends(self.worker, self.peer)
-    }
-
-    fn lasts(&self) -> Option<Duration> {
-        self.lasts.map(|span| span.0)
-    }
-
-    fn begin<M: Serve>(&self, world: &mut WorldOf<M>, line: u32) {
-        let scope = Scope { worker: self.worker, peer: self.peer, one_way: self.one_way };
-        let rng = Rng::new(world.faults.seed, Stream::Delay, u64::from(line));
-        world.faults.post.add_noise(line, scope, self.share, Noise::Delay(self.delay.ns()), rng);
-    }
-
-    fn end<M: Serve>(&self, world: &mut WorldOf<M>, line: u32) {
-        world.faults.post.end_noise(line);
-    }
-}
+noisy!(Delay, |delay| Noise::Delay(delay.delay.ns()), |late| some_time("delay", late.delay.0));

@@ -4,15 +4,11 @@
 
 use std::time::Duration;
 
-use pd_core::rng::{Rng, Stream};
 use serde::{Deserialize, Serialize};
 
-use super::places::{Places, Wrong};
-use super::post::{Noise, Scope};
-use super::{Fault, Peer, Share};
-use crate::node::Serve;
+use super::post::{Noise, noisy};
+use super::{Peer, Share};
 use crate::units::Span;
-use crate::world::WorldOf;
 
 /// Messages that come twice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -41,22 +37,4 @@ const fn one_millisecond() -> Span {
     Span(Duration::from_millis(1))
 }
 
-impl Fault for Duplicate {
-    fn check(&self, places: &Places) -> Result<(), Wrong> {
-        places.ends(self.worker, self.peer)
-    }
-
-    fn lasts(&self) -> Option<Duration> {
-        self.lasts.map(|span| span.0)
-    }
-
-    fn begin<M: Serve>(&self, world: &mut WorldOf<M>, line: u32) {
-        let scope = Scope { worker: self.worker, peer: self.peer, one_way: self.one_way };
-        let rng = Rng::new(world.faults.seed, Stream::Duplicate, u64::from(line));
-        world.faults.post.add_noise(line, scope, self.share, Noise::Duplicate(self.delay.ns()), rng);
-    }
-
-    fn end<M: Serve>(&self, world: &mut WorldOf<M>, line: u32) {
-        world.faults.post.end_noise(line);
-    }
-}
+noisy!(Duplicate, |twice| Noise::Duplicate(twice.delay.ns()));

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use pd_core::config::Mode;
+use pd_core::event::Served;
 use pd_core::id::{Epoch, Generation, GpuPage, PageKey, RequestId, Room, Token, WorkerId};
 use pd_core::message::{AbortReason, End, Handoff, Hello, Layout, Message, Want};
 use pd_core::op::{Input, Prompt};
@@ -132,7 +133,9 @@ fn draw(rng: &mut Rng, theirs: Epoch, ours: Epoch, layout: &Layout) -> Message {
             let (epoch, source) = (life(rng, ours), life(rng, theirs));
             let (length, last) = (rng.below(1 << 32) as u32, Some(PageKey(u128::from(rng.next()))));
             let token = Token(rng.below(1 << 32) as u32);
-            Message::Handoff(Box::new(Handoff { room, generation, epoch, source, request, length, last, token }))
+            let served = Box::new(Served::from_nowhere(length));
+            let handoff = Handoff { room, generation, epoch, source, request, length, last, token, served };
+            Message::Handoff(Box::new(handoff))
         }
         3 => {
             let by = if rng.below(2) == 0 { End::Source } else { End::Sink };

@@ -64,6 +64,40 @@ pub(crate) enum Noise {
     Stray(u64),
 }
 
+/// Makes a fault of a noise between two ends: its keys `worker`, `peer`, `one_way`, `share` and `lasts`, a stream of its
+/// own name, what it does to a message, and what else of its keys has to be checked.
+macro_rules! noisy {
+    ($fault:ident, $noise:expr $(, $check:expr)?) => {
+        impl $crate::fault::Fault for $fault {
+            fn check(&self, places: &$crate::fault::Places) -> Result<(), $crate::fault::Wrong> {
+                $(
+                    let check: fn(&Self) -> Result<(), $crate::fault::Wrong> = $check;
+                    check(self)?;
+                )?
+                places.ends(self.worker, self.peer)
+            }
+
+            fn lasts(&self) -> Option<std::time::Duration> {
+                self.lasts.map(|span| span.0)
+            }
+
+            fn begin<M: $crate::node::Serve>(&self, world: &mut $crate::world::WorldOf<M>, line: u32) {
+                let Self { worker, peer, one_way, share, .. } = *self;
+                let scope = $crate::fault::post::Scope { worker, peer, one_way };
+                let stream = pd_core::rng::Stream::$fault;
+                let rng = pd_core::rng::Rng::new(world.faults.seed, stream, u64::from(line));
+                let noise: fn(&Self) -> Noise = $noise;
+                world.faults.post.add_noise(line, scope, share, noise(self), rng);
+            }
+
+            fn end<M: $crate::node::Serve>(&self, world: &mut $crate::world::WorldOf<M>, line: u32) {
+                world.faults.post.end_noise(line);
+            }
+        }
+    };
+}
+pub(super) use noisy;
+
 /// When a message arrives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Fate {

@@ -10,15 +10,11 @@ use std::time::Duration;
 
 use pd_core::id::{Generation, PageKey, RequestId};
 use pd_core::message::{Handoff, Message, Want};
-use pd_core::rng::{Rng, Stream};
 use serde::{Deserialize, Serialize};
 
-use super::places::{Places, Wrong};
-use super::post::{Noise, Scope};
-use super::{Fault, Peer, Share};
-use crate::node::Serve;
+use super::post::{Noise, noisy};
+use super::{Peer, Share};
 use crate::units::Span;
-use crate::world::WorldOf;
 
 /// Messages of another attempt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -47,25 +43,7 @@ const fn half_a_second() -> Span {
     Span(Duration::from_millis(500))
 }
 
-impl Fault for Stray {
-    fn check(&self, places: &Places) -> Result<(), Wrong> {
-        places.ends(self.worker, self.peer)
-    }
-
-    fn lasts(&self) -> Option<Duration> {
-        self.lasts.map(|span| span.0)
-    }
-
-    fn begin<M: Serve>(&self, world: &mut WorldOf<M>, line: u32) {
-        let scope = Scope { worker: self.worker, peer: self.peer, one_way: self.one_way };
-        let rng = Rng::new(world.faults.seed, Stream::Stray, u64::from(line));
-        world.faults.post.add_noise(line, scope, self.share, Noise::Stray(self.delay.ns()), rng);
-    }
-
-    fn end<M: Serve>(&self, world: &mut WorldOf<M>, line: u32) {
-        world.faults.post.end_noise(line);
-    }
-}
+noisy!(Stray, |stray| Noise::Stray(stray.delay.ns()));
 
 /// What comes along with a message.
 #[derive(Debug)]

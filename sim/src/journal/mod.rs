@@ -20,6 +20,7 @@ pub mod diff;
 mod read;
 mod recorder;
 pub mod replay;
+pub mod requests;
 #[cfg(test)]
 mod tests;
 mod write;

@@ -150,6 +150,32 @@ pub fn replay<R: Read>(journal: &mut Reader<R>, replayed: &mut Replayed) -> Resu
 /// # Errors
 /// As [`replay`].
 pub fn replay_on<M: Serve, R: Read>(journal: &mut Reader<R>, replayed: &mut Replayed) -> Result<(), ReplayError> {
+    replay_watched::<M, R>(journal, replayed, &mut ())
+}
+
+/// Looks on while machines live again.
+pub trait Watch {
+    /// A life begins.
+    fn on_launch(&mut self, who: Who, life: &Life) {
+        let _ = (who, life);
+    }
+    /// A step was lived, and answered as it was recorded.
+    fn on_step(&mut self, step: &StepRecord, asked: &Asked) {
+        let _ = (step, asked);
+    }
+}
+
+impl Watch for () {}
+
+/// The same with somebody looking on.
+///
+/// # Errors
+/// As [`replay`].
+pub fn replay_watched<M: Serve, R: Read>(
+    journal: &mut Reader<R>,
+    replayed: &mut Replayed,
+    watch: &mut impl Watch,
+) -> Result<(), ReplayError> {
     let mut machines: BTreeMap<Who, Machine<M>> = BTreeMap::new();
     for record in journal {
         let record = record?;
@@ -157,6 +183,7 @@ pub fn replay_on<M: Serve, R: Read>(journal: &mut Reader<R>, replayed: &mut Repl
         match record {
             Record::Launch { at, who, life } => {
                 let impossible = |problem| ReplayError::Impossible { who, at, problem };
+                watch.on_launch(who, &life);
                 machines.insert(who, Machine::launch(who, *life).map_err(impossible)?);
                 replayed.lives += 1;
             }
@@ -168,7 +195,7 @@ pub fn replay_on<M: Serve, R: Read>(journal: &mut Reader<R>, replayed: &mut Repl
                     at,
                     problem: "a step of a life that has not begun".to_owned(),
                 })?;
-                machine.step(*step)?;
+                machine.step(*step, watch)?;
                 *replayed.steps.entry(who).or_default() += 1;
             }
             Record::End { .. } => {}
@@ -212,7 +239,7 @@ impl<M: Serve> Machine<M> {
         Ok(Self { kind, life, steps: 0, past: VecDeque::new() })
     }
 
-    fn step(&mut self, step: StepRecord) -> Result<(), ReplayError> {
+    fn step(&mut self, step: StepRecord, watch: &mut impl Watch) -> Result<(), ReplayError> {
         let (asked, outputs) = match (&mut self.kind, &step.told) {
             (Kind::Worker(pump), Told::Worker(input)) => {
                 let asked: Vec<_> = pump.feed(step.at, input.clone()).collect();
@@ -240,6 +267,7 @@ impl<M: Serve> Machine<M> {
             return Err(ReplayError::Diverged(Box::new(divergence)));
         }
         self.steps += 1;
+        watch.on_step(&step, &asked);
         remember(&mut self.past, (step.at, step.told, asked));
         Ok(())
     }

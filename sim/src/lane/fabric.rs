@@ -15,7 +15,7 @@ use crate::heap::Heap;
 use crate::link::{FlowId, FlowSpec, LinkId, Links, Path};
 use crate::memory::Memory;
 use crate::observe::Activity;
-use crate::setup::{Answer, LinkSetup};
+use crate::setup::{Answers, LinkSetup};
 use crate::store::Store;
 
 /// Shared by all lanes of a world.
@@ -41,7 +41,7 @@ pub struct Fabric {
     pub(crate) blocked: BTreeMap<(u32, u32), u32>,
     /// What the lines of the script have hit.
     pub(crate) hits: Hits,
-    pub(crate) answer: Answer,
+    answers: Answers,
     pub(crate) wires: Vec<WireEnd>,
     /// What has ended since the world last looked, if somebody watches.
     pub(crate) activities: Option<Vec<Activity>>,
@@ -159,7 +159,7 @@ impl Place {
 pub struct Text {
     /// Length of the prompt as the client sent it.
     pub prompt: u32,
-    /// For [`Answer`].
+    /// For [`Answers`].
     pub seed: u64,
 }
 
@@ -217,7 +217,7 @@ pub(crate) struct Way {
 }
 
 impl Fabric {
-    pub(crate) fn new(answer: Answer) -> Self {
+    pub(crate) fn new(answers: Answers) -> Self {
         Self {
             heap: Heap::new(),
             links: Links::new(),
@@ -229,7 +229,7 @@ impl Fabric {
             has_disk_jobs: false,
             blocked: BTreeMap::new(),
             hits: Hits::default(),
-            answer,
+            answers,
             wires: Vec::new(),
             activities: None,
             flows: BTreeMap::new(),
@@ -309,7 +309,7 @@ impl Fabric {
     #[inline]
     pub(crate) fn answer(&self, request: RequestId, position: u32) -> Token {
         let text = self.texts.get(request.0 as usize).copied().unwrap_or_default();
-        (self.answer)(text.seed, position.saturating_sub(text.prompt))
+        self.answers.token(text.seed, position.saturating_sub(text.prompt))
     }
 }
 

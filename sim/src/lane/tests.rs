@@ -9,7 +9,7 @@ use pd_core::op::Push;
 
 use super::*;
 use crate::link::LinkId;
-use crate::setup::StepCost;
+use crate::setup::{Answers, StepCost};
 
 const LAYERS: u64 = 4;
 const PAGE: u64 = 1_000;
@@ -38,7 +38,7 @@ pub(super) fn cost() -> LinkCost {
 
 impl Bench {
     pub(super) fn new(workers: u32) -> Self {
-        let mut fabric = Fabric::new(|_, index| pd_core::id::Token(index));
+        let mut fabric = Fabric::new(Answers::Rule(|_, index| pd_core::id::Token(index)));
         let mut lanes = Vec::new();
         let pcie = fabric.links.add("pcie", 1_000_000_000);
         for node in 0..workers {

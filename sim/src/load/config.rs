@@ -32,6 +32,8 @@ pub enum LoadConfig {
     Trace(TraceConfig),
     /// Requests one by one.
     List(ListConfig),
+    /// What real workers were asked for.
+    Journal(JournalConfig),
 }
 
 impl LoadConfig {
@@ -44,7 +46,7 @@ impl LoadConfig {
             Self::OnOff(config) => (&config.prefixes, &[]),
             Self::Closed(config) => (&config.prefixes, &[]),
             Self::Sessions(config) => (&config.prefixes, &[]),
-            Self::Trace(_) => (&[], &[]),
+            Self::Trace(_) | Self::Journal(_) => (&[], &[]),
             Self::List(config) => (&[], &config.requests),
         };
         let requests = requests.iter().filter_map(|request| request.content.as_deref());
@@ -222,6 +224,15 @@ pub struct TraceConfig {
     /// When the load begins.
     #[serde(default)]
     pub start: Span,
+}
+
+/// `kind = "journal"`: the only load of its run.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JournalConfig {
+    /// What `pd serve --journal` wrote, relative to the scenario's directory: of one worker that decodes, or of a prefill
+    /// and a decode worker.
+    pub files: Vec<PathBuf>,
 }
 
 /// `kind = "list"`.

@@ -32,8 +32,8 @@ use crate::scenario::error::nearest;
 use crate::trace::{TOKENS_MAX, TraceError};
 
 pub use config::{
-    BurstConfig, ClosedConfig, FixedConfig, ListConfig, ListPrefix, ListRequest, LoadConfig, OnOffConfig,
-    PoissonConfig, PrefixConfig, SessionsConfig, TraceConfig,
+    BurstConfig, ClosedConfig, FixedConfig, JournalConfig, ListConfig, ListPrefix, ListRequest, LoadConfig,
+    OnOffConfig, PoissonConfig, PrefixConfig, SessionsConfig, TraceConfig,
 };
 pub use content::{Answer, Chain, Source, answer_token};
 pub use dice::{Lengths, Pause};
@@ -137,6 +137,8 @@ impl Load {
             LoadConfig::Sessions(config) => Kind::Sessions(sessions::Sessions::new(config, cx)?),
             LoadConfig::Trace(config) => Kind::Replay(replay::Replay::new(config, cx)?),
             LoadConfig::List(config) => Kind::List(list::List::new(config, cx)?),
+            // Its answers and its events come with it, so it is read by who makes the run: see `scenario::loads`.
+            LoadConfig::Journal(_) => return Err(cx.error("kind", "a journal is the only load of its run")),
         };
         Ok(Self(kind))
     }

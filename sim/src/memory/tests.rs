@@ -7,7 +7,7 @@ use super::*;
 const ROOT: PageKey = PageKey(5);
 
 fn memory() -> Memory {
-    let mut memory = Memory::new(|seed, index| Token(seed as u32 * 1000 + index));
+    let mut memory = Memory::new(Answers::Rule(|seed, index| Token(seed as u32 * 1000 + index)));
     memory.boot(0, 4, 8, 8);
     let tokens: Vec<Token> = (0..6).map(Token).collect();
     let prompt = Prompt { root: ROOT, length: 6, keys: pd_core::key::page_keys(ROOT, 4, &tokens), tokens };

@@ -214,8 +214,8 @@ pub(super) fn scale(load: &mut LoadConfig, factor: f64) -> Result<(), String> {
             load.sessions = Count(u64::from(u32::MAX / load.turns.max().max(1)));
         }
         LoadConfig::Trace(load) => load.speed *= factor,
-        LoadConfig::Closed(_) | LoadConfig::List(_) => {
-            return Err("a load of kind \"closed\" or \"list\" has no rate to look for; \
+        LoadConfig::Closed(_) | LoadConfig::List(_) | LoadConfig::Journal(_) => {
+            return Err("a load of kind \"closed\", \"list\" or \"journal\" has no rate to look for; \
                         take poisson, fixed, burst, on_off, sessions with a rate, or trace"
                 .to_owned());
         }

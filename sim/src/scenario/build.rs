@@ -15,7 +15,8 @@ use super::schema::{File, Network, Storage, Worker};
 use super::{router, service};
 use crate::disk::DiskSpec;
 use crate::hardware::{Library, LoadError};
-use crate::setup::{LinkSetup, PathSetup, Setup, StepCost, StoreSetup, WireSetup, WorkerSetup};
+use crate::load::LoadConfig;
+use crate::setup::{Answers, LinkSetup, PathSetup, Setup, StepCost, StoreSetup, WireSetup, WorkerSetup};
 
 /// What is wrong with a scenario, and the key that says it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -109,15 +110,20 @@ pub fn setup_with(file: &File, folder: &Path, library: &Library) -> Result<Setup
         router,
         router_latency_ns: latency_ns,
         load_report: router::load_report(file),
-        loads: super::loads::sources(&file.load, file.seed, folder, &prompts)
-            .map_err(|message| Problem { message, key: Some("load") })?,
+        loads: Vec::new(),
         prompts,
-        answer: super::loads::ANSWER,
+        answers: Answers::Rule(super::loads::ANSWER),
         script: Vec::new(),
         until: file.until.map(|until| Instant::ZERO + until.0),
         linger: LINGER,
         check: file.check,
+        notes: Vec::new(),
     };
+    let loaded = match file.load.as_slice() {
+        [LoadConfig::Journal(journal)] => super::loads::recorded(journal, folder, &mut setup),
+        loads => super::loads::sources(loads, file.seed, folder, &setup.prompts).map(|loads| setup.loads = loads),
+    };
+    loaded.map_err(|message| Problem { message, key: Some("load") })?;
     let places = setup.places();
     for event in &file.event {
         setup.script.push((Instant::ZERO + event.at.0, super::script::action(event, &places, &model, file)?));

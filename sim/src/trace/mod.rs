@@ -340,6 +340,20 @@ fn tokens_in(field: &str, count: u64, least: u32) -> Result<u32, Problem> {
     }
 }
 
+/// Checks that there is an id for each block that a prompt touches.
+fn blocks(ids: Vec<u64>, prompt_tokens: u32, block: u32) -> Result<Content, Problem> {
+    let block = block.max(1);
+    let touched = prompt_tokens.div_ceil(block);
+    if ids.len() != touched as usize {
+        return Err(Problem {
+            field: "hash_ids".into(),
+            found: format!("has {} ids", ids.len()),
+            expected: format!("{touched}, which is input_length {prompt_tokens} in blocks of {block}"),
+        });
+    }
+    Ok(Content::Blocks { block, ids })
+}
+
 /// Checks an arrival given in units of `unit_ns`.
 fn at_ns(field: &str, at: u64, unit_ns: u64) -> Result<u64, Problem> {
     match at.checked_mul(unit_ns) {

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{AT_NS_MAX, Content, Kind, Need, Problem, Row, Rows, TOKENS_MAX, at_ns, json, lines, tokens_in};
+use super::{AT_NS_MAX, Kind, Need, Problem, Row, Rows, TOKENS_MAX, at_ns, blocks, json, lines, tokens_in};
 
 /// Tokens per block in the published files.
 pub(super) const BLOCK_TOKENS: u32 = 512;
@@ -32,18 +32,11 @@ pub(super) fn rows(text: &[u8], block: u32) -> Rows {
 fn row(line: &[u8], block: u32) -> Result<Row, Problem> {
     let line: Line = json(line, &FIELDS)?;
     let prompt_tokens = tokens_in("input_length", line.input_length, 1)?;
-    let blocks = prompt_tokens.div_ceil(block.max(1)) as usize;
-    if line.hash_ids.len() != blocks {
-        return Err(Problem {
-            field: "hash_ids".into(),
-            found: format!("has {} ids", line.hash_ids.len()),
-            expected: format!("{blocks}, which is input_length {prompt_tokens} in blocks of {block}"),
-        });
-    }
+    let content = blocks(line.hash_ids, prompt_tokens, block)?;
     Ok(Row {
         at_ns: at_ns("timestamp", line.timestamp, NS_PER_MS)?,
         prompt_tokens,
         output_tokens: tokens_in("output_length", line.output_length, 0)?,
-        content: Content::Blocks { block: block.max(1), ids: line.hash_ids },
+        content,
     })
 }

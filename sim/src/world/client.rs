@@ -13,7 +13,7 @@ use pd_core::router::{RouteFault, RouterInput};
 use pd_core::time::Instant;
 
 use crate::record::{End, Record};
-use crate::setup::{Answer, Source};
+use crate::setup::{Answers, Source};
 use crate::stats::LogHistogram;
 
 /// All requests so far.
@@ -22,7 +22,7 @@ pub(crate) struct Clients {
     pub(super) records: Vec<Record>,
     pub(super) itl: LogHistogram,
     sources: Vec<Box<dyn Source>>,
-    answer: Answer,
+    answers: Answers,
     has_router: bool,
     /// What is needed of a request until it ends.
     pub(super) live: Vec<Option<Box<Live>>>,
@@ -58,12 +58,12 @@ pub(crate) struct Live {
 const NOBODY: u32 = u32::MAX;
 
 impl Clients {
-    pub(super) fn new(sources: Vec<Box<dyn Source>>, answer: Answer, has_router: bool) -> Self {
+    pub(super) fn new(sources: Vec<Box<dyn Source>>, answers: Answers, has_router: bool) -> Self {
         Self {
             records: Vec::new(),
             itl: LogHistogram::new(),
             sources,
-            answer,
+            answers,
             has_router,
             live: Vec::new(),
             live_count: 0,
@@ -218,6 +218,8 @@ impl Clients {
                 }
                 None
             }
+            // The prefill worker has said so itself.
+            Event::Received(_) => None,
             Event::HandedOver => {
                 record.handed_over.get_or_insert(now);
                 live.prefill = NOBODY;
@@ -356,7 +358,7 @@ impl Clients {
         let record = &self.records[request.0 as usize];
         let mut prompt = live.prompt.clone();
         for index in 0..record.tokens {
-            prompt.tokens.push((self.answer)(live.seed, index));
+            prompt.tokens.push(self.answers.token(live.seed, index));
         }
         prompt.length += record.tokens;
         let missing = prompt.length as usize - prompt.tokens.len();

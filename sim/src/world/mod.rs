@@ -96,7 +96,7 @@ impl<M: Serve> WorldOf<M> {
     pub fn new(setup: Setup) -> Self {
         assert!(setup.router.is_some() || setup.workers.len() == 1, "only a single worker does without a router");
         let checks = setup.check.then(|| Box::new(Checks::new(&setup)));
-        let mut fabric = Fabric::new(setup.answer);
+        let mut fabric = Fabric::new(setup.answers.clone());
         let mut link_names = Vec::new();
         for store in &setup.stores {
             let disk = Disk::new(store.disk);
@@ -105,7 +105,7 @@ impl<M: Serve> WorldOf<M> {
         // A fake hand-off moves nothing: there is no content to check.
         let is_fake = |worker: &WorkerSetup| worker.config.transfer.backend == TransferBackend::Fake;
         if setup.check && !setup.workers.iter().any(is_fake) {
-            fabric.memory = Some(Memory::new(setup.answer));
+            fabric.memory = Some(Memory::new(setup.answers.clone()));
         }
         let mut nodes: Vec<Node<M>> = Vec::new();
         let count = setup.workers.len();
@@ -141,7 +141,7 @@ impl<M: Serve> WorldOf<M> {
             events: 0,
             nodes,
             fabric,
-            clients: Clients::new(setup.loads, setup.answer, router.is_some()),
+            clients: Clients::new(setup.loads, setup.answers, router.is_some()),
             router,
             script: setup.script,
             faults,

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
+use pd_core::event::Served;
 use pd_core::id::{Epoch, Generation, RequestId, WorkerId};
 use pd_core::message::{Handoff, Message, Want};
 use pd_core::mutant::{Mutant, Mutation};
@@ -68,6 +69,7 @@ fn handoff(want: &Want, world: &World) -> Handoff {
         length: want.length,
         last: prompt.keys.last().copied(),
         token: pd_core::id::Token(0),
+        served: Box::new(Served::from_nowhere(want.length)),
     }
 }
 

@@ -64,7 +64,12 @@ impl Source {
                 digest.value(&flight.after);
                 digest.value(&flight.is_retry);
             }
-            digest.value(&room.answer);
+            digest.word(u64::from(room.answer.is_some()));
+            if let Some(answer) = &room.answer {
+                digest.value(&answer.token);
+                digest.value(&answer.last);
+                digest.value(&*answer.served);
+            }
             digest.value(&room.ended);
         }
         for want in self.early.values() {

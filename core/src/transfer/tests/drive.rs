@@ -1,11 +1,12 @@
 //! What tests do with a net: begin requests, compute, cut, deliver, wait.
 
+use std::boxed::Box;
 use std::format;
 use std::string::String;
 use std::vec::Vec;
 
 use super::net::{D, End, Net, PAGE_SIZE, SinkLeg, SourceLeg, prompt};
-use crate::event::Refusal;
+use crate::event::{Refusal, Served};
 use crate::id::{GpuPage, RequestId, Room, Token, WorkerId};
 use crate::kv::Lease;
 use crate::message::{AbortReason, Message};
@@ -78,7 +79,8 @@ impl Net {
         leg.is_handed = true;
         let last = prompt(request, leg.length).keys.last().copied();
         let token = Token(request.0 as u32 + 1000);
-        self.step(id, |transfer, cx, _| transfer.hand_over(cx, request, token, last));
+        let served = Box::new(Served::from_nowhere(leg.length));
+        self.step(id, |transfer, cx, _| transfer.hand_over(cx, request, token, last, served));
         self.tick(id);
     }
 

@@ -251,7 +251,7 @@ impl Net {
             TransferEvent::SourceFailed { request, reason } => {
                 self.end_source(id, request, End::SourceFailed(reason));
             }
-            TransferEvent::Landed { request, token } => self.on_landed(id, request, token),
+            TransferEvent::Landed { request, token, .. } => self.on_landed(id, request, token),
             TransferEvent::Retry { request, prefill } => self.on_retry(id, request, prefill),
             TransferEvent::SinkFailed { request, reason } => self.end_sink(id, request, End::SinkFailed(reason)),
             TransferEvent::Fenced { lease } => self.on_fenced(id, &lease),

@@ -4,6 +4,7 @@
 //! request, each leg ends exactly once, source pages are not given back while read, and once faults have stopped
 //! everything ends and all pages are free.
 
+use std::boxed::Box;
 use std::format;
 use std::string::{String, ToString};
 use std::vec;
@@ -14,6 +15,7 @@ use proptest::strategy::ValueTree;
 
 use super::net::{D, End, Net, P, Q, ROOT, layout, prompt};
 use crate::config::Mode;
+use crate::event::Served;
 use crate::id::{Epoch, Generation, GpuPage, RequestId, Room, Token, WorkerId};
 use crate::message::{AbortReason, End as Side, Handoff, Hello, Message, Mismatch, VERSION, Want};
 use crate::mutant::Mutant;
@@ -292,8 +294,9 @@ fn forged() -> impl Strategy<Value = Message> {
                 }
                 6 => {
                     let last = prompt(request, length).keys.last().copied();
-                    let token = Token(have);
-                    Message::Handoff(Handoff { room, generation, epoch, source, request, length, last, token }.into())
+                    let (token, served) = (Token(have), Box::new(Served::from_nowhere(length)));
+                    let handoff = Handoff { room, generation, epoch, source, request, length, last, token, served };
+                    Message::Handoff(handoff.into())
                 }
                 7 => Message::Incompatible(Mismatch::Shape),
                 _ => {

@@ -1,10 +1,11 @@
 //! The decode end: waiting, failing, trying elsewhere, and keeping pages until they are safe.
 
+use std::boxed::Box;
 use std::vec::Vec;
 
 use super::net::{D, End, Net, P, Q, config, layout};
 use crate::config::{Mode, TransferBackend, TransferConfig};
-use crate::event::Refusal;
+use crate::event::{Refusal, Served};
 use crate::id::{Epoch, Generation, PageKey, RequestId, Room, Token, WorkerId};
 use crate::message::{AbortReason, End as Side, Handoff, Hello, Layout, Message, Mismatch, VERSION};
 use crate::mutant::Mutant;
@@ -400,6 +401,7 @@ fn a_hand_off_of_another_attempt_is_dropped_and_one_of_another_prompt_fails_this
         length: 8,
         last: super::net::prompt(R, 8).keys.last().copied(),
         token: Token(1),
+        served: Box::new(Served::from_nowhere(8)),
     };
     let stale = [
         Handoff { generation: Generation(0), ..right.clone() },
@@ -445,7 +447,10 @@ fn a_fake_hand_off_lands_in_the_next_settle() {
             assert_eq!(transfer.waiting_on(R), Some(Wait::Settle));
             assert_eq!(transfer.deadline().map(|(at, _)| at), Some(cx.now));
             let events = transfer.settle(cx);
-            assert!(matches!(events[..], [crate::transfer::TransferEvent::Landed { request: R, token: Token(0) }]));
+            assert!(matches!(
+                events[..],
+                [crate::transfer::TransferEvent::Landed { request: R, token: Token(0), served: None }]
+            ));
             let lease = crate::kv::Lease::for_test(R, Vec::new());
             assert_eq!(transfer.quarantine(cx, lease).len(), 1, "fenced at once");
             assert!(transfer.is_idle());

@@ -1,6 +1,7 @@
 //! The rules for transfers between machines that fail, R1 to R13. What they have in common: a page that was given up is
 //! never written again, on any transport.
 
+use pd_core::event::Served;
 use pd_core::id::{RequestId, Token};
 use pd_core::message::{AbortReason, End, Handoff, Message, Want};
 
@@ -353,6 +354,7 @@ fn leases_follow_the_messages() {
             length: 1,
             last: None,
             token: Token(0),
+            served: Box::new(Served::from_nowhere(1)),
         }))
     };
     let abort = |generation, by| Message::Abort {

@@ -275,7 +275,7 @@ impl Observer for Collector {
                         Event::Admitted(_) | Event::Finished { .. } | Event::Refused(_) | Event::HandedOver => {
                             self.no_longer_waits(worker, *request);
                         }
-                        Event::Retracted => {}
+                        Event::Retracted | Event::Received(_) => {}
                     }
                     if let Some(perfetto) = &mut self.perfetto {
                         perfetto.said(now, worker, *request, event);

@@ -148,6 +148,10 @@ impl Perfetto {
                 notes.extend(served(parts));
                 "admitted"
             }
+            Event::Received(parts) => {
+                notes.extend(served(parts));
+                "received"
+            }
             Event::HandedOver => "handed over",
             Event::Finished { reason, .. } => {
                 text = format!("{reason:?}");
