@@ -14,7 +14,7 @@ struct AnyArgs {
     const int2* rows;
     u16* out;
     long long page_stride, head_stride, tok_stride;
-    int max_pages, page_shift, hq, hkv, D, M;
+    int max_pages, page_shift, hq, hkv, D, M, window;
     float scale_log2;
 };
 
@@ -30,6 +30,7 @@ DEV void any_head(const AnyArgs& a, float* q) {
     const int m = (int)(unit / a.hq), head = (int)(unit - (long long)m * a.hq);
     const long long kv_head = (long long)(head / (a.hq / a.hkv)) * a.head_stride;
     const int keys = a.rows[m].y, mask = (1 << a.page_shift) - 1;
+    const int first = a.window > 0 && keys > a.window ? keys - a.window : 0;
     const int* pages = a.table + (long long)a.rows[m].x * a.max_pages;
 
     const u32* from = (const u32*)(a.q + unit * D);
@@ -42,11 +43,11 @@ DEV void any_head(const AnyArgs& a, float* q) {
     UNROLL
     for (int i = 0; i < ANY_WORDS; i++) o[i][0] = o[i][1] = 0.f;
     float largest = NEG_INF, sum = 0.f;
-    for (int t0 = 0; t0 < keys; t0 += 32) {
+    for (int t0 = first & ~31; t0 < keys; t0 += 32) {  // blocks stay anchored at 0
         const int t = t0 + lane;
         long long at = 0;  // of this lane's key
         float score = NEG_INF;
-        if (t < keys) {
+        if (t >= first && t < keys) {
             at = (long long)pages[t >> a.page_shift] * a.page_stride + kv_head + (long long)(t & mask) * a.tok_stride;
             score = 0.f;
             for (int d = 0; d < D; d += 8) score += dot8(q + d, *(const uint4*)(a.kp + at + d));
@@ -56,7 +57,7 @@ DEV void any_head(const AnyArgs& a, float* q) {
         UNROLL
         for (int d = 16; d; d >>= 1) top = max_f(top, shfl_xor(top, d));
         top = max_f(top, largest);
-        const float f = ex2(largest - top), p = t < keys ? ex2(score - top) : 0.f;
+        const float f = ex2(largest - top), p = t >= first && t < keys ? ex2(score - top) : 0.f;
         largest = top;
         float block = p;
         UNROLL
@@ -64,8 +65,8 @@ DEV void any_head(const AnyArgs& a, float* q) {
         sum = sum * f + block;
         UNROLL
         for (int i = 0; i < ANY_WORDS; i++) o[i][0] *= f, o[i][1] *= f;
-        const int here = min_i(32, keys - t0);
-        for (int j = 0; j < here; j++) {
+        const int from_j = t0 < first ? first - t0 : 0, here = min_i(32, keys - t0);
+        for (int j = from_j; j < here; j++) {
             const float pj = shfl(p, j);
             const u32* v = (const u32*)(a.vp + shfl(at, j));
             UNROLL
@@ -88,15 +89,16 @@ DEV void any_head(const AnyArgs& a, float* q) {
     }
 }
 
-// q, out [M][hq][D]; rows[m] = {table row, keys that the row sees}, zeros to `out` for no keys (padding). kp, vp: this
-// layer's, strides in elements. scale_log2 = log2(e) / sqrt(D).
+// q, out [M][hq][D]; rows[m] = {table row, keys that the row sees}, zeros to `out` for no keys (padding); of these the
+// last `window`, or all if that is 0. kp, vp: this layer's, strides in elements. scale_log2 = log2(e) / sqrt(D).
 // grid: ceil(M * hq / 4). block: 128. Dynamic shared memory: 16 * D bytes.
 KERNEL(128, 4) attention_any(const u16* q, const u16* kp, const u16* vp, const int* table, const int2* rows, u16* out,
                              long long page_stride, long long head_stride, long long tok_stride, int max_pages,
-                             int page_shift, int hq, int hkv, int D, int M, float scale_log2) {
+                             int page_shift, int hq, int hkv, int D, int M, int window, float scale_log2) {
     DYN_SMEM(smem);
     AnyArgs a = {q,          kp,        vp,         table, rows, out, page_stride, head_stride,
-                 tok_stride, max_pages, page_shift, hq,    hkv,  D,   M,           scale_log2};
+                 tok_stride, max_pages, page_shift, hq,    hkv,  D,   M,           window,
+                 scale_log2};
     pdl_wait();
     pdl_launch();
     any_head(a, (float*)smem + (threadIdx.x >> 5) * D);
