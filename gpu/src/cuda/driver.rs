@@ -71,7 +71,7 @@ unsafe impl Sync for Context {}
 ///
 /// # Errors
 /// If there is no driver, or none that works.
-pub fn start() -> Result<()> {
+pub(crate) fn start() -> Result<()> {
     static STARTED: OnceLock<Result<()>> = OnceLock::new();
     library::driver()?;
     STARTED.get_or_init(|| cu!(cuInit(0))).clone()
@@ -184,6 +184,15 @@ impl Context {
         }
     }
 
+    /// Brackets what a profiler records (`ncu --profile-from-start off`).
+    ///
+    /// # Errors
+    /// If the context is broken.
+    pub fn profile(&self, on: bool) -> Result<()> {
+        self.bind()?;
+        if on { cu!(cuProfilerStart()) } else { cu!(cuProfilerStop()) }
+    }
+
     /// Waits until everything that was started on this GPU has ended.
     ///
     /// # Errors
@@ -213,7 +222,7 @@ impl fmt::Debug for Context {
 }
 
 /// A queue of work.
-pub struct Stream {
+pub(crate) struct Stream {
     pub(crate) raw: sys::CUstream,
     _context: Arc<Context>,
 }
@@ -320,7 +329,7 @@ impl Drop for Event {
 }
 
 /// Memory of a GPU.
-pub struct Buffer {
+pub(crate) struct Buffer {
     address: u64,
     bytes: usize,
     context: Arc<Context>,

@@ -109,7 +109,8 @@ mod tests {
 
     #[test]
     fn the_lists_of_a_graph_lie_where_its_rows_say() {
-        let mut memory = vec![0; bytes_max(8, 8, 64, 8, 4)];
+        let mut memory = vec![0_u64; bytes_max(8, 8, 64, 8, 4) / 8];
+        let memory: &mut [u8] = bytemuck::cast_slice_mut(&mut memory);
         let mut of = |rows: usize, pieces: usize| {
             let step = Step {
                 tokens: vec![1; rows],
@@ -123,8 +124,9 @@ mod tests {
                 pieces: vec![[0, 0, 0, 1]; pieces],
                 ..Step::default()
             };
-            let lists = Lists::pack(&mut memory, 4096, &step, &[], 8, 8);
-            assert_eq!(memory[(lists.slots - 4096) as usize..][4 * rows..][..4], if rows < 8 { [255; 4] } else { [0; 4] });
+            let lists = Lists::pack(memory, 4096, &step, &[], 8, 8);
+            let slots: &[i32] = bytemuck::cast_slice(&memory[(lists.slots - 4096) as usize..][..32]);
+            assert!(slots.iter().enumerate().all(|(row, slot)| *slot == if row < rows { 2 } else { -1 }));
             Lists { tables: 0, bytes: 0, ..lists }
         };
         assert_eq!(of(5, 5), of(8, 60));

@@ -47,7 +47,7 @@ use crate::sample::Sampling;
 use crate::sequence::Sequence;
 use crate::weights::{LoadError, Weights};
 use buffers::{Buffers, Limits};
-pub use driver::Context;
+pub use driver::{Context, devices};
 use driver::Stream;
 pub use error::CudaError;
 use finish::Ring;
@@ -246,6 +246,12 @@ impl CudaEngine {
     #[must_use]
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// The GPU that it computes on.
+    #[must_use]
+    pub fn context(&self) -> &Context {
+        &self.model.context
     }
 
     /// The other end: what sees forwards end.

@@ -242,9 +242,10 @@ mod tests {
     #[test]
     fn a_step_of_decodes_has_one_row_each_and_feeds_unknown_tokens_on_the_device() {
         let greedy = Sampling::greedy();
+        let pages: Vec<u32> = (0..19).collect();
         let parts = [
             Part { sampling: Some(&greedy), ..part(3, 40, &[], 1, 40, &[7, 8, 9]) },
-            Part { sampling: Some(&greedy), ..part(1, 300, &[Token(5)], 1, 20, &(0..19).collect::<Vec<_>>()) },
+            Part { sampling: Some(&greedy), ..part(1, 300, &[Token(5)], 1, 20, &pages) },
         ];
         let mut step = Step::default();
         step.plan(&parts, 16, 4, 64);
