@@ -44,13 +44,18 @@ fn main() {
         (prepared - loaded).as_secs_f64(),
         (begin.elapsed() - prepared).as_secs_f64()
     );
-    // `PD_PROFILE=256 ncu --profile-from-start off ...`: the kernels of a decode step of so many sequences.
+    // `PD_PROFILE=256 ncu --profile-from-start off ...`: the kernels of a decode step of so many sequences, or of
+    // a prompt of more than 256 tokens.
     if let Some(batch) = std::env::var("PD_PROFILE").ok().and_then(|batch| batch.parse().ok()) {
-        decode(&mut engine, batch, 1024, 8, true);
+        if batch > 256 {
+            first_token(&mut engine, batch, batch, true);
+        } else {
+            decode(&mut engine, batch, 1024, 8, true);
+        }
         return;
     }
     for (prompt, chunk) in [(8192, 8192), (8192, 4096), (8192, 2048), (8192, 1024), (2048, 2048), (1024, 1024), (128, 128)] {
-        println!("first token, prompt {prompt:5}, chunks of {chunk:5}: {:8.2} ms", first_token(&mut engine, prompt, chunk));
+        println!("first token, prompt {prompt:5}, chunks of {chunk:5}: {:8.2} ms", first_token(&mut engine, prompt, chunk, false));
     }
     for (batch, prompt, answer) in [(1, 128, 256), (1, 1024, 256), (8, 1024, 128), (32, 1024, 256), (64, 1024, 128), (128, 1024, 256), (256, 1024, 256)] {
         let (step, host) = decode(&mut engine, batch, prompt, answer, false);
@@ -70,12 +75,15 @@ fn prompt(seed: u32, length: u32) -> Vec<Token> {
 }
 
 /// Milliseconds from a prompt to its first token, the median of some.
-fn first_token(engine: &mut CudaEngine, length: u32, chunk: u32) -> f64 {
+fn first_token(engine: &mut CudaEngine, length: u32, chunk: u32, profiled: bool) -> f64 {
     let finisher = engine.finisher();
     let request = RequestId(0);
     let pages = table(length.div_ceil(PAGE) + 1, 0);
     let times = (0..9).map(|trial| {
         engine.admit(request, &prompt(trial, length), Sampling::greedy()).expect("a sound prompt");
+        if profiled && trial == 8 {
+            engine.context().profile(true).expect("a profiler");
+        }
         let begin = Instant::now();
         let mut flights = Vec::new();
         for start in (0..length).step_by(chunk as usize) {

@@ -6,7 +6,7 @@ use super::driver::{Buffer, Context, Result};
 use super::kernels::{Heads, Kernels, SAMPLE_BLOCKS_MAX};
 use super::lists;
 use super::products::{Inputs, padded_rows};
-use super::step::pieces_max;
+use super::step::BLOCK_TOKENS;
 use crate::weights::Config;
 
 /// How large forwards get.
@@ -20,8 +20,8 @@ pub(super) struct Limits {
     pub(super) slots: u32,
     /// Pages of a sequence.
     pub(super) pages: u32,
-    /// Pieces of the longest context.
-    pub(super) pieces: usize,
+    /// Blocks of the longest context.
+    pub(super) blocks: usize,
 }
 
 /// Room for the largest forward.
@@ -33,10 +33,12 @@ pub(super) struct Buffers {
     pub(super) attended: Inputs,
     pub(super) gate_up: Buffer,
     pub(super) activated: Inputs,
+    /// Of the rows whose logits are wanted: results of attention, and the residual stream.
+    pub(super) picked_attended: Inputs,
+    pub(super) picked_residual: Buffer,
     pub(super) picked: Inputs,
     pub(super) logits: Buffer,
-    pub(super) partial: Buffer,
-    pub(super) partial_sums: Buffer,
+    pub(super) leaves: Buffer,
     pub(super) arrived: Buffer,
     pub(super) sample_partial: Buffer,
     pub(super) sample_arrived: Buffer,
@@ -62,11 +64,12 @@ impl Buffers {
             attended: Inputs::new(context, rows, queries, "results of attention")?,
             gate_up: room(rows * 2 * config.ffn, "gates")?,
             activated: Inputs::new(context, rows, config.ffn, "activations")?,
+            picked_attended: Inputs::new(context, picks, queries, "rows to sample")?,
+            picked_residual: room(picks * config.hidden, "rows to sample")?,
             picked: Inputs::new(context, picks, config.hidden, "rows to sample")?,
             logits: room(picks * config.vocab, "logits")?,
-            partial: Buffer::zeroed(context, PIECES_MAX * queries * 4, "partial attention")?,
-            partial_sums: Buffer::zeroed(context, PIECES_MAX * heads.queries as usize * 8, "partial attention")?,
-            arrived: Buffer::zeroed(context, rows * Kernels::decode_counters(heads) * 4, "counters")?,
+            leaves: Buffer::zeroed(context, LEAVES_MAX * Kernels::leaf_bytes(heads), "partial attention")?,
+            arrived: Buffer::zeroed(context, rows * Kernels::decode_units(heads) * 4, "counters")?,
             sample_partial: Buffer::zeroed(context, picks * SAMPLE_BLOCKS_MAX as usize * 8, "partial choices")?,
             sample_arrived: Buffer::zeroed(context, picks * 4, "counters")?,
             results: Buffer::zeroed(context, picks * 8, "chosen tokens")?,
@@ -79,7 +82,7 @@ impl Buffers {
     /// Most bytes of the lists of a step.
     pub(super) fn lists_bytes(heads: Heads, limits: &Limits) -> usize {
         // Every row may be a generated one with as long a context as there can be.
-        let pieces = limits.rows * limits.pieces;
+        let pieces = limits.rows * limits.blocks;
         lists::bytes_max(limits.rows, limits.picks, pieces, UPDATES_MAX, (heads.queries / heads.kv) as usize)
     }
 }
@@ -93,12 +96,12 @@ impl Limits {
             picks,
             slots: sequences + sequences / 2 + 16,
             pages: context.div_ceil(page_size),
-            pieces: pieces_max(context),
+            blocks: context.div_ceil(BLOCK_TOKENS) as usize,
         }
     }
 }
 
-/// Pieces of context that one launch of the decode kernel takes.
-pub(super) const PIECES_MAX: usize = 8192;
+/// Blocks of context, of rows that are cut into pieces, that one launch of the decode kernel takes.
+pub(super) const LEAVES_MAX: usize = 1024;
 /// Entries of page tables that travel with one step.
 pub(super) const UPDATES_MAX: usize = 65_536;

@@ -5,14 +5,15 @@ use std::sync::PoisonError;
 
 use pd_core::batch::{Batch, Run};
 
-use super::buffers::{PIECES_MAX, UPDATES_MAX};
+use super::buffers::UPDATES_MAX;
 use super::driver::{Buffer, Result};
 use super::finish::{Awaited, Flight, Place, Wanted};
 use super::kernels::{AnyLists, DecodeLists, PrefillLists, SampleLists};
 use super::lists::Lists;
+use super::model::Layer;
 use super::module::Graph;
 use super::pool::CudaPool;
-use super::products::{padded_rows, paddings};
+use super::products::{Inputs, padded_rows, paddings};
 use super::state::Requests;
 use super::step::{Part, SampleRow, Step};
 use super::{CudaEngine, CudaError};
@@ -36,6 +37,7 @@ struct Pass {
     /// Rows that are really there.
     real_rows: usize,
     tiles: u32,
+    last_tiles: u32,
     waves: u32,
     /// True if every row is picked, in order.
     all_picked: bool,
@@ -104,8 +106,7 @@ impl CudaEngine {
                 by_host: live.is_chosen_by_host(),
             });
         }
-        let heads_per_kv = self.heads.queries / self.heads.kv;
-        self.step.plan(&parts, self.geometry.page_size, heads_per_kv, PIECES_MAX);
+        self.step.plan(&parts, self.shape);
         drop(parts);
         let mut awaited = Vec::with_capacity(batch.samples());
         for run in batch.runs().iter().filter(|run| run.sample) {
@@ -189,6 +190,7 @@ impl CudaEngine {
             prompt_rows: step.prompt_rows,
             real_rows: step.tokens.len(),
             tiles: step.tiles.len() as u32,
+            last_tiles: step.last_tiles.len() as u32,
             waves: step.waves.len() as u32,
             all_picked: is_decode,
         };
@@ -243,7 +245,7 @@ impl CudaEngine {
         for rows in paddings(self.limits.picks) {
             let mut place = self.shared.take_place();
             let lists = place.pack(self.buffers.lists.address(), &Step::default(), &[], rows, rows);
-            let pass = Pass { rows, picks: rows, prompt_rows: 0, real_rows: rows, tiles: 0, waves: 1, all_picked: true };
+            let pass = Pass { rows, picks: rows, prompt_rows: 0, real_rows: rows, tiles: 0, last_tiles: 0, waves: 1, all_picked: true };
             // Once outside of a graph: what is loaded at its first use must not be loaded within one.
             self.stream.upload(self.buffers.lists.address(), place.lists(), lists.bytes)?;
             if rows == 1 {
@@ -264,10 +266,11 @@ impl CudaEngine {
         let (hidden, eps, rows) = (config.hidden, config.eps, pass.rows);
         let residual = buffers.residual.address();
         let embedding = weights.embedding.buffer.address();
-        let (last, tokens, slots) = (buffers.last.address(), lists.tokens, lists.slots);
-        kernels.embed(stream, rows, tokens, last, slots, embedding, residual, hidden)?;
-        let normed = buffers.normed.buffer.address();
+        let (newest, tokens, slots) = (buffers.last.address(), lists.tokens, lists.slots);
+        kernels.embed(stream, rows, tokens, newest, slots, embedding, residual, hidden)?;
+        let last = weights.layers.len() - 1;
         for (index, layer) in weights.layers.iter().enumerate() {
+            let normed = buffers.normed.buffer.address();
             kernels.norm(stream, rows, residual, layer.norm.address(), normed, hidden, eps)?;
             let qkv = buffers.qkv.address();
             // SAFETY: buffers have room for `rows` rows, here and below.
@@ -280,31 +283,46 @@ impl CudaEngine {
             kernels.rotate(
                 stream, rows, qkv, bias, positions, kv_slots, rotation, head_norms, queries, of, heads, eps,
             )?;
-            self.attend(pool, pass, lists, index, layer.window)?;
-            // SAFETY: as above.
-            unsafe { products.run(stream, kernels, &layer.out, &buffers.attended, residual, rows)? };
-            kernels.norm(stream, rows, residual, layer.ffn_norm.address(), normed, hidden, eps)?;
-            let gate_up = buffers.gate_up.address();
-            // SAFETY: as above.
-            unsafe { products.run(stream, kernels, &layer.gate_up, &buffers.normed, gate_up, rows)? };
-            kernels.silu(stream, rows, gate_up, buffers.activated.buffer.address(), config.ffn)?;
-            // SAFETY: as above.
-            unsafe { products.run(stream, kernels, &layer.down, &buffers.activated, residual, rows)? };
+            if index < last || pass.all_picked {
+                self.attend(pool, pass, lists, index, layer.window)?;
+                self.feed(layer, &buffers.attended, residual, rows)?;
+            } else if pass.picks > 0 {
+                // Nobody reads what the last layer gives for the other rows: their KV is all that is left of them.
+                self.attend(pool, pass, lists, index, layer.window)?;
+                let (attended, picks) = (buffers.attended.buffer.address(), pass.picks);
+                let to = buffers.picked_attended.buffer.address();
+                kernels.gather(stream, picks, attended, lists.picks, to, (heads.queries * heads.dim) as usize)?;
+                let to = buffers.picked_residual.address();
+                kernels.gather(stream, picks, residual, lists.picks, to, hidden)?;
+                self.feed(layer, &buffers.picked_attended, to, picks)?;
+            }
         }
         if pass.picks == 0 {
             return Ok(());
         }
         let picked = buffers.picked.buffer.address();
-        if pass.all_picked {
-            kernels.norm(stream, rows, residual, weights.norm.address(), picked, hidden, eps)?;
-        } else {
-            let norm = weights.norm.address();
-            kernels.norm_picked(stream, pass.picks, residual, lists.picks, norm, picked, hidden, eps)?;
-        }
+        let residual = if pass.all_picked { residual } else { buffers.picked_residual.address() };
+        kernels.norm(stream, pass.picks, residual, weights.norm.address(), picked, hidden, eps)?;
         let logits = buffers.logits.address();
         // SAFETY: buffers have room for `picks` rows.
         unsafe { products.run(stream, kernels, weights.output(), &buffers.picked, logits, pass.picks)? };
         kernels.sample(stream, pass.picks, &self.samples(lists), config.vocab)
+    }
+
+    /// What is behind attention in a layer, of some rows of the residual stream.
+    fn feed(&self, layer: &Layer, attended: &Inputs, residual: u64, rows: usize) -> Result<()> {
+        let Self { stream, buffers, model, products, .. } = self;
+        let (kernels, config) = (&model.kernels, &model.model.config);
+        let normed = buffers.normed.buffer.address();
+        // SAFETY: buffers have room for `rows` rows, here and below.
+        unsafe { products.run(stream, kernels, &layer.out, attended, residual, rows)? };
+        kernels.norm(stream, rows, residual, layer.ffn_norm.address(), normed, config.hidden, config.eps)?;
+        let gate_up = buffers.gate_up.address();
+        // SAFETY: as above.
+        unsafe { products.run(stream, kernels, &layer.gate_up, &buffers.normed, gate_up, rows)? };
+        kernels.silu(stream, rows, gate_up, buffers.activated.buffer.address(), config.ffn)?;
+        // SAFETY: as above.
+        unsafe { products.run(stream, kernels, &layer.down, &buffers.activated, residual, rows) }
     }
 
     /// Attention of one layer: prompts by tiles, generated tokens row by row, or all by the kernel for anything.
@@ -324,9 +342,13 @@ impl CudaEngine {
         if pass.prompt_rows > 0 {
             if window == 0 && kernels.has_prefill(*heads, self.geometry.page_size) {
                 let maps = pool.maps(layer);
-                let (prompts, tiles, count) = (lists.prompts, lists.tiles, pass.tiles);
-                let of_prefill = PrefillLists { maps, queries, table, prompts, tiles, count, out };
-                kernels.prefill(stream, &of_prefill, of, *heads)?;
+                let is_last = layer + 1 == model.model.layers.len();
+                let (tiles, count) =
+                    if is_last { (lists.last_tiles, pass.last_tiles) } else { (lists.tiles, pass.tiles) };
+                let of_prefill = PrefillLists { maps, queries, table, prompts: lists.prompts, tiles, count, out };
+                if count > 0 {
+                    kernels.prefill(stream, &of_prefill, of, *heads)?;
+                }
             } else {
                 any(0, pass.prompt_rows)?;
             }
@@ -340,7 +362,8 @@ impl CudaEngine {
         let at = pass.prompt_rows as u64 * row_bytes;
         let mut first = 0;
         for wave in 0..pass.waves as usize {
-            let pieces = if pass.waves == 1 { 0 } else { self.step.waves[wave] as u64 };
+            // A step that is being recorded has no lists, and one wave.
+            let pieces = self.step.waves.get(wave).map_or(0, |count| *count as u64);
             let of_decode = DecodeLists {
                 queries: queries + at,
                 table,
@@ -348,8 +371,7 @@ impl CudaEngine {
                 pieces: lists.pieces + first * 16,
                 parts: lists.parts,
                 out: out + at,
-                partial: buffers.partial.address(),
-                partial_sums: buffers.partial_sums.address(),
+                leaves: buffers.leaves.address(),
                 arrived: buffers.arrived.address(),
             };
             kernels.decode(stream, &of_decode, of, *heads)?;

@@ -13,7 +13,6 @@ use super::module::{Arguments, Function, Module, Shape, TensorMap};
 pub(super) struct Kernels {
     embed: Function,
     norm: Function,
-    norm_picked: Function,
     rotate: Function,
     silu: Function,
     decode: [(u32, Function, u32); 2],
@@ -25,6 +24,7 @@ pub(super) struct Kernels {
     draw: Function,
     differences: Function,
     tables: Function,
+    gather: Function,
     multiprocessors: u32,
     /// Functions lead into them.
     _modules: Vec<Module>,
@@ -32,6 +32,21 @@ pub(super) struct Kernels {
 
 /// Widths of the product for few rows.
 pub(super) const ORDERED_ROWS: [usize; 4] = [8, 16, 32, 64];
+/// Heights of its tiles.
+pub(super) const ORDERED_HEIGHTS: [usize; 4] = [32, 48, 56, 64];
+
+/// A product for few rows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ordered {
+    /// Rows that the kernel is made for.
+    pub(super) width: usize,
+    /// Outputs of a tile.
+    pub(super) height: usize,
+    /// Rows that are there.
+    pub(super) rows: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+}
 
 /// Where the KV of one layer is, and how it is laid out; strides in elements.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +108,7 @@ impl Kernels {
             [seqk, prefill] => {
                 let names = ["seqk_wgmma_8", "seqk_wgmma_16", "seqk_wgmma_32", "seqk_wgmma_64"];
                 let ordered = ORDERED_ROWS.into_iter().zip(names).map(|(rows, name)| {
-                    Ok((rows, seqk.function(name, ordered_shared(rows))?))
+                    Ok((rows, seqk.function(name, SHARED_MAX)?))
                 });
                 (ordered.collect::<Result<_>>()?, Some(prefill.function("prefill_wgmma", PREFILL_SHARED)?))
             }
@@ -102,7 +117,6 @@ impl Kernels {
         Ok(Self {
             embed: layer.function("embed", 0)?,
             norm: layer.function("rmsnorm_residual", 0)?,
-            norm_picked: layer.function("rmsnorm_gather", 0)?,
             rotate: layer.function("rope_kv_write", 0)?,
             silu: layer.function("silu_mul", 0)?,
             decode: [
@@ -117,6 +131,7 @@ impl Kernels {
             draw: util.function("draw_bf16", 0)?,
             differences: util.function("count_differences", 0)?,
             tables: util.function("update_tables", 0)?,
+            gather: util.function("gather_rows", 0)?,
             multiprocessors: context.multiprocessors,
             _modules: modules,
         })
@@ -133,10 +148,20 @@ impl Kernels {
         self.decode.iter().any(|(dim, ..)| *dim == heads.dim)
     }
 
-    /// Counters that the decode kernel needs for each row.
-    pub(super) fn decode_counters(heads: Heads) -> usize {
+    /// Units of the decode kernel in each of its work items: KV heads, times groups of 8 query heads.
+    pub(super) fn decode_units(heads: Heads) -> usize {
         let group = heads.queries / heads.kv;
         (heads.kv * group.div_ceil(8)) as usize
+    }
+
+    /// Bytes that the decode kernel keeps of a block of context of a row that is cut into several items.
+    pub(super) fn leaf_bytes(heads: Heads) -> usize {
+        Self::decode_units(heads) * 4 * (heads.dim as usize / 16 + 1) * 32 * 16
+    }
+
+    /// Blocks of the decode kernel that run at a time.
+    pub(super) fn decode_blocks(&self) -> u32 {
+        self.multiprocessors * 2
     }
 
     #[expect(clippy::too_many_arguments, reason = "as many as the kernel has")]
@@ -171,24 +196,6 @@ impl Kernels {
         let arguments = Arguments::default().long(residual).long(0).long(weights).long(out);
         // SAFETY: buffers for `rows` rows; see the module.
         unsafe { self.norm.launch(stream, shape, arguments.int(hidden as u32).float(eps)) }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "as many as the kernel has")]
-    pub(super) fn norm_picked(
-        &self,
-        stream: &Stream,
-        picked: usize,
-        residual: u64,
-        picks: u64,
-        weights: u64,
-        out: u64,
-        hidden: usize,
-        eps: f32,
-    ) -> Result<()> {
-        let shape = Shape { grid: (picked as u32, 1), threads: norm_threads(hidden), shared: NORM_SHARED };
-        let arguments = Arguments::default().long(residual).long(0).long(picks).long(weights).long(out);
-        // SAFETY: picks name rows of the buffer; see the module.
-        unsafe { self.norm_picked.launch(stream, shape, arguments.int(hidden as u32).float(eps)) }
     }
 
     /// Rotates queries and keys, norms their heads before if there are weights for it, and writes KV.
@@ -228,10 +235,10 @@ impl Kernels {
     /// Attention of generated tokens, one row each.
     pub(super) fn decode(&self, stream: &Stream, of: &DecodeLists, pool: &Pool, heads: Heads) -> Result<()> {
         let (_, kernel, shared) = self.decode.iter().find(|(dim, ..)| *dim == heads.dim).expect("asked for before");
-        let shape = Shape { grid: (self.multiprocessors * 2, 1), threads: 128, shared: *shared };
+        let shape = Shape { grid: (self.decode_blocks(), 1), threads: 128, shared: *shared };
         let arguments = Arguments::default().long(of.queries).long(pool.keys).long(pool.values).long(of.table);
         let arguments = arguments.long(of.count).long(of.pieces).long(of.parts).long(of.out);
-        let arguments = arguments.long(of.partial).long(of.partial_sums).long(of.arrived).strides(pool);
+        let arguments = arguments.long(of.leaves).long(of.arrived).strides(pool);
         let arguments = arguments.int(pool.pages_max).int(pool.page_shift).int(heads.queries).int(heads.kv);
         // SAFETY: lists of the step, and buffers for its pieces; see the module.
         unsafe { kernel.launch(stream, shape, arguments.float(heads.scale_log2())) }
@@ -267,28 +274,31 @@ impl Kernels {
         unsafe { self.any.launch(stream, shape, arguments.float(heads.scale_log2())) }
     }
 
+    /// True if there is a product for few rows.
+    pub(super) fn has_ordered(&self) -> bool {
+        !self.ordered.is_empty()
+    }
+
     /// The product for few rows.
-    #[expect(clippy::too_many_arguments, reason = "as many as the kernel has")]
     pub(super) fn ordered(
         &self,
         stream: &Stream,
-        width: usize,
+        of: Ordered,
         weights: &TensorMap,
         inputs: &TensorMap,
         out: u64,
         adds: bool,
-        rows: usize,
-        n: usize,
-        k: usize,
     ) -> Result<()> {
-        let found = self.ordered.iter().find(|(of, _)| *of == width);
-        let Some((_, kernel)) = found else {
+        let Some((_, kernel)) = self.ordered.iter().find(|(width, _)| *width == of.width) else {
             return Err(super::CudaError::Unsupported("the product for few rows is Hopper's".into()));
         };
-        let shape = Shape { grid: (n.div_ceil(64) as u32, 1), threads: 160, shared: ordered_shared(width) };
+        let (stages, shared) = of.stages();
+        let tiles = of.n.div_ceil(of.height) as u32;
+        let shape = Shape { grid: (tiles.min(self.multiprocessors), 1), threads: 160, shared };
         let arguments = Arguments::default().map(weights).map(inputs).long(out).long(if adds { out } else { 0 });
+        let arguments = arguments.int(of.rows as u32).int(of.n as u32).int(of.k as u32);
         // SAFETY: tilings of the matrix and of `width` rows of inputs, outputs for `rows` rows; see the module.
-        unsafe { kernel.launch(stream, shape, arguments.int(rows as u32).int(n as u32).int(k as u32)) }
+        unsafe { kernel.launch(stream, shape, arguments.int(of.height as u32).int(stages)) }
     }
 
     /// Chooses tokens of rows without filters.
@@ -344,6 +354,14 @@ impl Kernels {
         unsafe { self.differences.launch(stream, shape, arguments) }
     }
 
+    /// Copies some rows of elements, one behind the other.
+    pub(super) fn gather(&self, stream: &Stream, picked: usize, from: u64, picks: u64, to: u64, width: usize) -> Result<()> {
+        let shape = Shape { grid: (picked as u32, 1), threads: 256, shared: 0 };
+        let arguments = Arguments::default().long(from).long(picks).long(to).int(width as u32);
+        // SAFETY: picks name rows of the buffer; see the module.
+        unsafe { self.gather.launch(stream, shape, arguments) }
+    }
+
     /// Enters pages into tables.
     pub(super) fn update_tables(
         &self,
@@ -369,8 +387,7 @@ pub(super) struct DecodeLists {
     pub(super) pieces: u64,
     pub(super) parts: u64,
     pub(super) out: u64,
-    pub(super) partial: u64,
-    pub(super) partial_sums: u64,
+    pub(super) leaves: u64,
     pub(super) arrived: u64,
 }
 
@@ -418,19 +435,23 @@ const fn norm_threads(hidden: usize) -> u32 {
     if threads < 512 { threads as u32 } else { 512 }
 }
 
-/// A ring as deep as shared memory: 64 rows of weights and `rows` of inputs a stage.
-const fn ordered_shared(rows: usize) -> u32 {
-    let stages = match rows {
-        0..=8 => 24,
-        9..=16 => 22,
-        17..=32 => 18,
-        _ => 13,
-    };
-    1024 + stages * (8192 + rows as u32 * 128)
+impl Ordered {
+    /// A ring as deep as shared memory, and how much of that it is.
+    fn stages(&self) -> (u32, u32) {
+        let (width, height) = (self.width as u32, self.height as u32);
+        // As the kernels are compiled.
+        let blocks = if width <= 16 { 4 } else { 2 };
+        let stage = blocks * (width + height) * 128;
+        let beside = 1024 + (64 - height) * 128;
+        let stages = ((SHARED_MAX - beside) / stage).min(64);
+        (stages, beside + stages * stage)
+    }
 }
 
 /// Most blocks that share a row's logits.
 pub(super) const SAMPLE_BLOCKS_MAX: u32 = 32;
+/// What a block of Hopper can have.
+const SHARED_MAX: u32 = 232_448;
 const SAMPLE_SHARED: u32 = 128;
 const FILTERED_SHARED: u32 = 193_536;
 const NORM_SHARED: u32 = 128;

@@ -1,7 +1,7 @@
 //! A step's lists on their way to the GPU: packed into pinned memory, copied as one piece, named by address.
 //!
 //! ```text
-//!   | counts | tokens | slots | positions | kv slots | picks | samples | parts | lengths | prompts | tiles | pieces | tables |
+//!   | counts | tokens | slots | positions | kv slots | picks | samples | parts | lengths | prompts | tiles | last tiles | pieces | tables |
 //!     of as many entries as the step is padded to .................... |  as many as there are
 //! ```
 //! Of a step that is one row a sequence, all up to the pieces has its place by the number of padded rows alone: recorded
@@ -26,6 +26,7 @@ pub(super) struct Lists {
     pub(super) lengths: u64,
     pub(super) prompts: u64,
     pub(super) tiles: u64,
+    pub(super) last_tiles: u64,
     pub(super) pieces: u64,
     pub(super) tables: u64,
     /// Bytes that the copy has.
@@ -34,9 +35,9 @@ pub(super) struct Lists {
 
 /// Most bytes of the lists of a step.
 pub(super) fn bytes_max(rows: usize, picks: usize, pieces: usize, updates: usize, heads_per_kv: usize) -> usize {
-    let of_rows = 4 + 4 + 4 + 8 + 8 + 8 + 16;
-    let tiles = 8 * (rows + (rows * heads_per_kv).div_ceil(128));
-    let lists = 14 * ALIGN + (rows + WAVES) * 4;
+    let of_rows = 4 + 4 + 4 + 8 + 16 + 8 + 16;
+    let tiles = 16 * (rows + (rows * heads_per_kv).div_ceil(128));
+    let lists = 15 * ALIGN + (rows + WAVES) * 4;
     rows * of_rows + picks * (4 + size_of::<SampleRow>()) + tiles + pieces * 16 + updates * 16 + lists
 }
 
@@ -64,10 +65,11 @@ impl Lists {
             kv_slots: packer.list(&step.kv_slots, rows, -1),
             picks: packer.list(&step.picks, picks, -1),
             samples: packer.list(&step.samples, picks, nothing),
-            parts: packer.list(&step.parts, rows, [0, 0]),
+            parts: packer.list(&step.parts, rows, [0; 4]),
             lengths: packer.list(&step.lengths, rows, [0, 0]),
             prompts: packer.list(&step.prompts, 0, [0; 4]),
             tiles: packer.list(&step.tiles, 0, [0; 2]),
+            last_tiles: packer.list(&step.last_tiles, 0, [0; 2]),
             pieces: packer.list(&step.pieces, 0, [0; 4]),
             tables: packer.list(updates, 0, [0; 4]),
             bytes: packer.used,
@@ -119,7 +121,7 @@ mod tests {
                 kv_slots: vec![4; rows],
                 picks: (0..rows as i32).collect(),
                 samples: vec![SampleRow::default(); rows],
-                parts: vec![[0, 1]; rows],
+                parts: vec![[0, 1, 1, 0]; rows],
                 lengths: vec![[0, 1]; rows],
                 pieces: vec![[0, 0, 0, 1]; pieces],
                 ..Step::default()

@@ -58,7 +58,7 @@ use model::Model;
 pub use pool::CudaPool;
 use products::{Matrix, Products};
 use state::Requests;
-use step::Step;
+use step::{Shape, Step};
 
 /// A model in a GPU's memory, for any number of engines.
 pub struct CudaModel {
@@ -93,6 +93,7 @@ pub struct CudaEngine {
     model: Arc<CudaModel>,
     geometry: Geometry,
     heads: Heads,
+    shape: Shape,
     limits: Limits,
     products: Products,
     buffers: Buffers,
@@ -177,6 +178,13 @@ impl CudaEngine {
             eos: config.eos.clone(),
         };
         let heads = Heads { queries: geometry.heads, kv: geometry.kv_heads, dim: geometry.head_dim };
+        let shape = Shape {
+            page_size,
+            heads_per_kv: heads.queries / heads.kv,
+            units: Kernels::decode_units(heads) as u32,
+            blocks: model.kernels.decode_blocks(),
+            leaves_max: buffers::LEAVES_MAX as u32,
+        };
         let limits = Limits::new(options.rows_max, options.sequences_max, geometry.context, page_size);
         let stream = Stream::new(&model.context)?;
         let layers = &model.model.layers;
@@ -195,6 +203,7 @@ impl CudaEngine {
         Ok(Self {
             model: Arc::clone(model),
             heads,
+            shape,
             products,
             buffers,
             stream,

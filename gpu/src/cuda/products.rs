@@ -11,29 +11,27 @@ use std::sync::Arc;
 use super::blas::{Algorithm, Blas, Form, Problem};
 use super::driver::{Buffer, Context, Event, Result, Stream};
 use super::error::CudaError;
-use super::kernels::{Kernels, ORDERED_ROWS};
+use super::kernels::{Kernels, ORDERED_HEIGHTS, ORDERED_ROWS, Ordered};
 use super::module::TensorMap;
 
-/// A weight matrix in memory, with its tiling.
+/// A weight matrix in memory, with its tilings.
 pub(super) struct Matrix {
     pub(super) buffer: Buffer,
     pub(super) form: Form,
-    /// For the kernel of few rows, if its rows have whole 16-byte vectors.
-    map: Option<TensorMap>,
+    /// For the kernel of few rows, by height of a tile; none if rows are not whole 16-byte vectors.
+    maps: Vec<TensorMap>,
 }
 
 /// The chosen ways.
 pub(super) struct Products {
     blas: Blas,
     ways: BTreeMap<(Form, usize), Way>,
-    /// Most rows that were prepared, per form.
-    most: BTreeMap<Form, usize>,
 }
 
 enum Way {
     Blas(Problem, Algorithm),
-    /// Our kernel for up to so many rows.
-    Ordered(usize),
+    /// Our kernel for up to `width` rows, with tiles of a height.
+    Ordered { width: usize, height: usize },
 }
 
 /// Rows of inputs, with a tiling of their first rows for each width of our kernel.
@@ -45,36 +43,35 @@ pub(super) struct Inputs {
 impl Inputs {
     /// Room for some rows of `k` elements.
     pub(super) fn new(context: &Arc<Context>, rows: usize, k: usize, what: &str) -> Result<Self> {
-        let rows = rows.max(ORDERED_ROWS[ORDERED_ROWS.len() - 1]);
+        let rows = rows.max(ORDERED_WIDTH);
         let buffer = Buffer::zeroed(context, rows * k * 2, what)?;
         let mut maps = Vec::new();
         if k.is_multiple_of(8) {
-            let stride = k as u64 * 2;
             for width in ORDERED_ROWS {
-                let sizes = [k as u64, width as u64, 1, 1];
-                let strides = [stride, stride * width as u64, stride * width as u64];
-                maps.push((width, TensorMap::new(buffer.address(), sizes, strides, [64, width as u32, 1, 1])?));
+                maps.push((width, Self::map(buffer.address(), k, width)?));
             }
         }
         Ok(Self { buffer, maps })
+    }
+
+    fn map(address: u64, k: usize, width: usize) -> Result<TensorMap> {
+        let row = k as u64 * 2;
+        let strides = [row, row * width as u64, row * width as u64];
+        TensorMap::new(address, [k as u64, width as u64, 1, 1], strides, [64, width as u32, 1, 1])
     }
 }
 
 impl Matrix {
     pub(super) fn new(buffer: Buffer, form: Form) -> Result<Self> {
         let Form { n, k, .. } = form;
-        let map = if n.is_multiple_of(8) && k.is_multiple_of(8) {
-            let row = k as u64 * 2;
-            Some(TensorMap::new(
-                buffer.address(),
-                [k as u64, n as u64, 1, 1],
-                [row, row * n as u64, row * n as u64],
-                [64, 64, 1, 1],
-            )?)
-        } else {
-            None
+        let has_maps = n.is_multiple_of(8) && k.is_multiple_of(8);
+        let row = k as u64 * 2;
+        let map = |height: usize| {
+            let (sizes, strides) = ([k as u64, n as u64, 1, 1], [row, row * n as u64, row * n as u64]);
+            TensorMap::new(buffer.address(), sizes, strides, [64, height as u32, 1, 1])
         };
-        Ok(Self { buffer, form, map })
+        let maps = ORDERED_HEIGHTS.into_iter().filter(|_| has_maps).map(map).collect::<Result<_>>()?;
+        Ok(Self { buffer, form, maps })
     }
 }
 
@@ -114,7 +111,7 @@ impl Products {
         kernels: &Kernels,
         forms: &[(Vec<&Matrix>, usize)],
     ) -> Result<Self> {
-        let mut products = Self { blas: Blas::open(context)?, ways: BTreeMap::new(), most: BTreeMap::new() };
+        let mut products = Self { blas: Blas::open(context)?, ways: BTreeMap::new() };
         let bench = Bench { context, stream, kernels, differences: Buffer::zeroed(context, 256, "a count")? };
         for (matrices, most) in forms {
             products.prepare_form(&bench, matrices, padded_rows(*most))?;
@@ -133,50 +130,132 @@ impl Products {
         let inputs = Inputs::new(bench.context, most, k, "trial inputs")?;
         bench.kernels.draw_bf16(bench.stream, inputs.buffer.address(), most * k, [7; 8], 0.0, 1.0)?;
         let compared = most.min(COMPARED_ROWS);
-        let reference = Buffer::zeroed(bench.context, compared * n * 2, "reference products")?;
-        let outputs = Buffer::zeroed(bench.context, most * n * 2, "trial products")?;
+        let room = |rows: usize, what: &str| Buffer::zeroed(bench.context, rows * n * 2, what);
         // What a product is added to counts for its bits.
-        let before = Buffer::zeroed(bench.context, compared * n * 2, "what products are added to")?;
+        let before = room(compared, "what products are added to")?;
         bench.kernels.draw_bf16(bench.stream, before.address(), compared * n, [9; 8], 0.0, 4.0)?;
-        bench.stream.copy(reference.address(), before.address(), compared * n * 2)?;
-        let problem = Problem::new(form, compared)?;
-        let first = self.blas.algorithms(&problem, 1)?;
-        let first = first.first().ok_or(CudaError::Variant { n, k, rows: compared })?;
-        // SAFETY: `Inputs` and the buffers above have room for these rows of k and n elements.
-        unsafe {
-            let weights = matrices[0].buffer.address();
-            self.blas.run(bench.stream, &problem, first, weights, inputs.buffer.address(), reference.address())?;
-        }
+        let trial = Trial {
+            form,
+            matrices,
+            inputs: &inputs,
+            reference: room(compared.max(ORDERED_WIDTH), "reference products")?,
+            outputs: room(most.max(ORDERED_WIDTH), "trial products")?,
+            before,
+            compared,
+        };
+        self.refer(bench, &trial)?;
+        let mut ordered = None;
         for rows in paddings(most) {
-            let problem = Problem::new(form, rows)?;
-            let candidates = self.blas.algorithms(&problem, CANDIDATES)?;
-            let mut best: Option<(f32, Way)> = None;
-            let widths = ORDERED_ROWS.into_iter().filter(|width| rows <= *width).take(1);
-            let ways = widths
-                .filter(|_| matrices[0].map.is_some())
-                .map(Way::Ordered)
-                .chain(candidates.into_iter().map(|algorithm| Way::Blas(Problem::new(form, rows).expect("described before"), algorithm)));
-            for way in ways {
-                let trial = |matrix: &Matrix, outputs: &Buffer| self.start(bench, &way, matrix, &inputs, outputs.address(), rows);
-                bench.stream.copy(outputs.address(), before.address(), rows.min(compared) * n * 2)?;
-                if trial(matrices[0], &outputs).is_err() || !bench.is_equal(&outputs, &reference, rows.min(compared) * n)? {
-                    continue;
-                }
-                // With many rows the library's first choice is the right one; see gpu.md of the measurements.
+            let width = ORDERED_ROWS.into_iter().find(|width| rows <= *width);
+            // One choice serves all numbers of rows of a width: it is memory that takes the time.
+            if let Some(width) = width.filter(|width| ordered.as_ref().is_none_or(|(of, _)| of != width)) {
+                ordered = Some((width, self.best_ordered(bench, &trial, width)?));
+            }
+            let ordered = ordered.as_ref().filter(|(of, _)| Some(*of) == width).and_then(|(_, best)| *best);
+            let way = self.best(bench, &trial, rows, ordered)?;
+            self.ways.insert((form, rows), way);
+        }
+        Ok(())
+    }
+
+    /// Computes what all others are compared with: by our kernel, or where it does not run by the library.
+    fn refer(&self, bench: &Bench<'_>, trial: &Trial<'_>) -> Result<()> {
+        let Form { n, k, adds } = trial.form;
+        let matrix = trial.matrices[0];
+        let (inputs, reference) = (trial.inputs.buffer.address(), trial.reference.address());
+        bench.stream.copy(reference, trial.before.address(), trial.compared * n * 2)?;
+        let Some(map) = matrix.maps.last().filter(|_| bench.kernels.has_ordered()) else {
+            let problem = Problem::new(trial.form, trial.compared)?;
+            let first = self.blas.algorithms(&problem, 1)?;
+            let first = first.first().ok_or(CudaError::Variant { n, k, rows: trial.compared })?;
+            // SAFETY: the trial's buffers have room for these rows of k and n elements.
+            return unsafe { self.blas.run(bench.stream, &problem, first, matrix.buffer.address(), inputs, reference) };
+        };
+        for from in (0..trial.compared).step_by(ORDERED_WIDTH) {
+            let rows = ORDERED_WIDTH.min(trial.compared - from);
+            let rows_map = Inputs::map(inputs + (from * k * 2) as u64, k, ORDERED_WIDTH)?;
+            let out = reference + (from * n * 2) as u64;
+            let product = Ordered { width: ORDERED_WIDTH, height: ORDERED_HEIGHTS[ORDERED_HEIGHTS.len() - 1], rows, n, k };
+            bench.kernels.ordered(bench.stream, product, map, &rows_map, out, adds)?;
+        }
+        Ok(())
+    }
+
+    /// The height of our kernel's tiles that is fastest, with its time.
+    fn best_ordered(&self, bench: &Bench<'_>, trial: &Trial<'_>, width: usize) -> Result<Option<(f32, usize)>> {
+        let mut best: Option<(f32, usize)> = None;
+        if trial.matrices[0].maps.is_empty() || !bench.kernels.has_ordered() {
+            return Ok(None);
+        }
+        for height in ORDERED_HEIGHTS {
+            let way = Way::Ordered { width, height };
+            if let Some(ms) = self.time(bench, trial, &way, width.min(trial.compared))?
+                && best.is_none_or(|(least, _)| ms < least)
+            {
+                best = Some((ms, height));
+            }
+        }
+        Ok(best)
+    }
+
+    /// The fastest way for a number of rows that gives the reference's bits.
+    fn best(
+        &self,
+        bench: &Bench<'_>,
+        trial: &Trial<'_>,
+        rows: usize,
+        ordered: Option<(f32, usize)>,
+    ) -> Result<Way> {
+        let Form { n, k, .. } = trial.form;
+        let width = ORDERED_ROWS.into_iter().find(|width| rows <= *width);
+        let mut best = ordered.zip(width).map(|((ms, height), width)| (ms, Way::Ordered { width, height }));
+        for most in [CANDIDATES, CANDIDATES_MAX] {
+            for algorithm in self.blas.algorithms(&Problem::new(trial.form, rows)?, most)? {
+                let way = Way::Blas(Problem::new(trial.form, rows)?, algorithm);
                 if rows > TIMED_ROWS {
-                    best = Some((0.0, way));
-                    break;
-                }
-                let ms = bench.time(|at| trial(matrices[at % matrices.len()], &outputs))?;
-                if best.as_ref().is_none_or(|(least, _)| ms < *least) {
+                    // With many rows the library's first choice is the right one.
+                    if self.is_right(bench, trial, &way, rows)? {
+                        return Ok(way);
+                    }
+                } else if let Some(ms) = self.time(bench, trial, &way, rows)?
+                    && best.as_ref().is_none_or(|(least, _)| ms < *least)
+                {
                     best = Some((ms, way));
                 }
             }
-            let (_, way) = best.ok_or(CudaError::Variant { n, k, rows })?;
-            self.ways.insert((form, rows), way);
+            if let Some((_, way)) = best {
+                return Ok(way);
+            }
         }
-        self.most.insert(form, most);
-        Ok(())
+        Err(CudaError::Variant { n, k, rows })
+    }
+
+    /// True if it gives the reference's bits.
+    fn is_right(&self, bench: &Bench<'_>, trial: &Trial<'_>, way: &Way, rows: usize) -> Result<bool> {
+        let (compared, n) = (rows.min(trial.compared), trial.form.n);
+        let outputs = trial.outputs.address();
+        bench.stream.copy(outputs, trial.before.address(), compared * n * 2)?;
+        // An algorithm that the library does not like after all is none.
+        let started = self.way(bench.stream, bench.kernels, way, trial.matrices[0], trial.inputs, outputs, rows);
+        Ok(started.is_ok() && bench.is_equal(&trial.outputs, &trial.reference, compared * n)?)
+    }
+
+    /// Milliseconds of one product, of several in a row; `None` if it does not give the reference's bits.
+    fn time(&self, bench: &Bench<'_>, trial: &Trial<'_>, way: &Way, rows: usize) -> Result<Option<f32>> {
+        if !self.is_right(bench, trial, way, rows)? {
+            return Ok(None);
+        }
+        let outputs = trial.outputs.address();
+        let (begin, end) = (Event::new(bench.context, true)?, Event::new(bench.context, true)?);
+        begin.record(bench.stream)?;
+        for at in 0..TRIALS {
+            // Weights of other layers: these are not in the cache.
+            let matrix = trial.matrices[at % trial.matrices.len()];
+            self.way(bench.stream, bench.kernels, way, matrix, trial.inputs, outputs, rows)?;
+        }
+        end.record(bench.stream)?;
+        end.wait()?;
+        Ok(Some(begin.ms_until(&end)? / TRIALS as f32))
     }
 
     /// Starts `outputs = inputs * matrix^T` (added to what is there, if the form says so) for padded rows.
@@ -197,10 +276,6 @@ impl Products {
         self.way(stream, kernels, way, matrix, inputs, outputs, rows)
     }
 
-    fn start(&self, bench: &Bench<'_>, way: &Way, matrix: &Matrix, inputs: &Inputs, outputs: u64, rows: usize) -> Result<()> {
-        self.way(bench.stream, bench.kernels, way, matrix, inputs, outputs, rows)
-    }
-
     #[expect(clippy::too_many_arguments, reason = "a product has this many parts")]
     fn way(
         &self,
@@ -219,10 +294,11 @@ impl Products {
                 // SAFETY: the matrix has its form's size, inputs and outputs room for these rows; see `run`.
                 unsafe { self.blas.run(stream, problem, algorithm, weights, inputs, outputs) }
             }
-            Way::Ordered(width) => {
-                let map = matrix.map.as_ref().expect("chosen for matrices that have one");
-                let (_, rows_map) = inputs.maps.iter().find(|(of, _)| of == width).expect("a tiling of each width");
-                kernels.ordered(stream, *width, map, rows_map, outputs, adds, rows, n, k)
+            Way::Ordered { width, height } => {
+                let (width, height) = (*width, *height);
+                let at = ORDERED_HEIGHTS.into_iter().position(|of| of == height).expect("one of the heights");
+                let (_, rows_map) = inputs.maps.iter().find(|(of, _)| *of == width).expect("a tiling of each width");
+                kernels.ordered(stream, Ordered { width, height, rows, n, k }, &matrix.maps[at], rows_map, outputs, adds)
             }
         }
     }
@@ -245,25 +321,31 @@ impl Bench<'_> {
         self.differences.read(0, &mut count)?;
         Ok(count == [0; 4])
     }
+}
 
-    /// Milliseconds of one start, of several in a row.
-    fn time(&self, start: impl Fn(usize) -> Result<()>) -> Result<f32> {
-        let (begin, end) = (Event::new(self.context, true)?, Event::new(self.context, true)?);
-        begin.record(self.stream)?;
-        (0..TRIALS).try_for_each(start)?;
-        end.record(self.stream)?;
-        end.wait()?;
-        Ok(begin.ms_until(&end)? / TRIALS as f32)
-    }
+/// A form under trial.
+struct Trial<'a> {
+    form: Form,
+    matrices: &'a [&'a Matrix],
+    inputs: &'a Inputs,
+    reference: Buffer,
+    outputs: Buffer,
+    before: Buffer,
+    /// Rows that are compared.
+    compared: usize,
 }
 
 /// Rows that are compared with the reference: more than any tile has.
 const COMPARED_ROWS: usize = 256;
 /// Algorithms that are tried for each number of rows.
-const CANDIDATES: usize = 4;
+const CANDIDATES: usize = 3;
+/// Algorithms that are tried where none of the first is right.
+const CANDIDATES_MAX: usize = 32;
 /// Up to so many rows candidates are timed.
 const TIMED_ROWS: usize = 256;
-const TRIALS: usize = 12;
+const TRIALS: usize = 6;
+/// The widest product of our kernel.
+const ORDERED_WIDTH: usize = ORDERED_ROWS[ORDERED_ROWS.len() - 1];
 
 #[cfg(test)]
 mod tests {

@@ -14,6 +14,21 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::sample::Sampling;
 
+/// What a step is cut to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// Tokens of a page.
+    pub(super) page_size: u32,
+    /// Query heads of a KV head.
+    pub(super) heads_per_kv: u32,
+    /// Units of work in a piece of context: KV heads, times groups of 8 query heads.
+    pub(super) units: u32,
+    /// Blocks of threads that take units.
+    pub(super) blocks: u32,
+    /// Leaves that a launch has room for.
+    pub(super) leaves_max: u32,
+}
+
 /// A run, with what the engine knows of its sequence.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part<'a> {
@@ -67,13 +82,15 @@ pub(super) struct Step {
     pub(super) prompts: Vec<[i32; 4]>,
     /// Tiles of these: run, tile; longest first.
     pub(super) tiles: Vec<[i32; 2]>,
+    /// Those of them that hold rows whose logits are wanted: all that the last layer has to compute.
+    pub(super) last_tiles: Vec<[i32; 2]>,
     /// Rows that hold prompt tokens; the rest are generated ones.
     pub(super) prompt_rows: usize,
     /// Pieces of the context of generated rows: row among these, slot, first token, tokens.
     pub(super) pieces: Vec<[i32; 4]>,
-    /// First piece (of its wave) and number of pieces of each generated row.
-    pub(super) parts: Vec<[i32; 2]>,
-    /// Pieces of each launch of the kernel: partial results of so many have room.
+    /// First leaf (of its wave), number of pieces and of blocks of each generated row.
+    pub(super) parts: Vec<[i32; 4]>,
+    /// Pieces of each launch of the kernel: the leaves of so many have room.
     pub(super) waves: Vec<i32>,
     /// Slot and tokens of KV of every row, for the kernel that takes them one by one.
     pub(super) lengths: Vec<[i32; 2]>,
@@ -91,6 +108,7 @@ impl Step {
         self.kv_slots.clear();
         self.prompts.clear();
         self.tiles.clear();
+        self.last_tiles.clear();
         self.prompt_rows = 0;
         self.pieces.clear();
         self.parts.clear();
@@ -100,8 +118,9 @@ impl Step {
         self.samples.clear();
     }
 
-    /// Lays out a forward. `heads_per_kv` query heads share a KV head; a launch takes `pieces_max` pieces of context.
-    pub(super) fn plan(&mut self, parts: &[Part<'_>], page_size: u32, heads_per_kv: u32, pieces_max: usize) {
+    /// Lays out a forward.
+    pub(super) fn plan(&mut self, parts: &[Part<'_>], shape: Shape) {
+        let Shape { page_size, heads_per_kv, .. } = shape;
         self.clear();
         for part in parts {
             let end = part.prompt.min(part.start + part.count);
@@ -112,6 +131,11 @@ impl Step {
                 self.prompts.push([first, rows as i32, end as i32, part.slot as i32]);
                 let tiles = (rows * heads_per_kv).div_ceil(TILE_ROWS);
                 self.tiles.extend((0..tiles as i32).map(|tile| [run, tile]));
+                if part.sampling.is_some() && end == part.start + part.count {
+                    // The query heads of the last row may lie in two tiles.
+                    let first = (rows - 1) * heads_per_kv / TILE_ROWS;
+                    self.last_tiles.extend((first as i32..tiles as i32).map(|tile| [run, tile]));
+                }
                 self.rows(part, part.start, end, page_size);
             }
         }
@@ -124,27 +148,30 @@ impl Step {
         };
         self.tiles.sort_by_key(|tile| std::cmp::Reverse(keys(tile)));
         self.prompt_rows = self.tokens.len();
+        let generated = |part: &Part<'_>| part.start.max(part.prompt)..part.start + part.count;
+        let lengths = || parts.iter().flat_map(|part| generated(part).map(|position| position + 1));
+        let piece = shape.piece_blocks(lengths);
+        let mut leaves = 0;
         for part in parts {
-            let (from, end) = (part.start.max(part.prompt), part.start + part.count);
-            for position in from..end {
+            for position in generated(part) {
                 let row = (self.tokens.len() - self.prompt_rows) as i32;
                 self.rows(part, position, position + 1, page_size);
                 let length = position + 1;
-                let piece = piece_tokens(length);
-                let count = length.div_ceil(piece) as i32;
+                let blocks = length.div_ceil(BLOCK_TOKENS);
+                let pieces = blocks.div_ceil(piece);
+                let kept = if pieces == 1 { 0 } else { blocks };
                 match self.waves.last_mut() {
-                    Some(wave) if (*wave + count) as usize <= pieces_max => {
-                        self.parts.push([*wave, count]);
-                        *wave += count;
-                    }
+                    Some(wave) if leaves + kept <= shape.leaves_max => *wave += pieces as i32,
                     _ => {
-                        self.parts.push([0, count]);
-                        self.waves.push(count);
+                        self.waves.push(pieces as i32);
+                        leaves = 0;
                     }
                 }
-                let pieces = (0..length).step_by(piece as usize);
-                self.pieces.extend(pieces.map(|first| {
-                    [row, part.slot as i32, first as i32, piece.min(length - first) as i32]
+                self.parts.push([leaves as i32, pieces as i32, blocks as i32, 0]);
+                leaves += kept;
+                let tokens = piece * BLOCK_TOKENS;
+                self.pieces.extend((0..length).step_by(tokens as usize).map(|first| {
+                    [row, part.slot as i32, first as i32, tokens.min(length - first) as i32]
                 }));
             }
         }
@@ -209,23 +236,45 @@ impl SampleRow {
     }
 }
 
-/// Into pieces of how many tokens the context of a generated token is cut. A function of its length alone, or the sums
-/// would depend on the batch. Short pieces keep all of a GPU busy with one sequence; long ones cost less to merge.
-const fn piece_tokens(length: u32) -> u32 {
-    if length <= 4096 {
-        256
-    } else if length <= 16_384 {
-        512
-    } else {
-        1024
+impl Shape {
+    /// Into pieces of how many blocks contexts are cut, for the kernel to end soonest. That changes no bit (see
+    /// `kernels/decode.cu`), so it may depend on the batch.
+    ///
+    /// Blocks of threads take pieces in turn. What a piece costs beside its blocks: to fill and drain a pipeline, and to
+    /// keep leaves and merge them where a row has several.
+    fn piece_blocks<I: Iterator<Item = u32>>(self, lengths: impl Fn() -> I) -> u32 {
+        let longest = lengths().max().unwrap_or(1).div_ceil(BLOCK_TOKENS);
+        let mut best = (u64::MAX, longest);
+        let mut candidate = 1;
+        while candidate <= longest {
+            let (mut pieces, mut work, mut largest) = (0, 0, 0);
+            for length in lengths() {
+                // In sixteenths of a block: the last one may be short.
+                let sixteenths = u64::from(length.div_ceil(BLOCK_TOKENS / 16));
+                let whole = u64::from(candidate) * 16;
+                let count = sixteenths.div_ceil(whole);
+                let beside = if count == 1 { WHOLE_COST } else { PIECE_COST };
+                pieces += count;
+                work += sixteenths + count * beside;
+                largest = (sixteenths.min(whole) + beside).max(largest);
+            }
+            let (units, blocks) = (u64::from(self.units), u64::from(self.blocks));
+            let rounds = (pieces * units).div_ceil(blocks);
+            // Of equal pieces each block takes as many as there are rounds; of unequal ones the average decides.
+            let cost = (rounds * largest).min(work * units / blocks + largest).max(work * units / blocks);
+            best = best.min((cost, candidate));
+            candidate = if candidate < longest { (candidate + candidate.div_ceil(2)).min(longest) } else { longest + 1 };
+        }
+        best.1
     }
 }
 
-/// Most pieces that a context of up to so many tokens is cut into.
-pub(super) fn pieces_max(context: u32) -> usize {
-    [4096, 16_384, context].into_iter().map(|length| length.min(context).div_ceil(piece_tokens(length.min(context))) as usize).max().unwrap_or(1)
-}
-
+/// Tokens whose attention is summed without a break: a block of the decode kernel.
+pub(super) const BLOCK_TOKENS: u32 = 256;
+/// What a row that is not cut costs beside its blocks, in sixteenths of a block.
+const WHOLE_COST: u64 = 4;
+/// What a piece of a row costs beside its blocks.
+const PIECE_COST: u64 = 12;
 /// Rows (query heads of one KV head, token by token) that a tile of the kernel for prompts takes.
 const TILE_ROWS: u32 = 128;
 
@@ -235,6 +284,8 @@ mod tests {
 
     use super::*;
 
+    const SHAPE: Shape = Shape { page_size: 16, heads_per_kv: 4, units: 8, blocks: 264, leaves_max: 64 };
+
     fn part<'a>(slot: u32, start: u32, known: &'a [Token], count: u32, prompt: u32, table: &'a [u32]) -> Part<'a> {
         Part { slot, start, known, count, prompt, table, sampling: None, by_host: false }
     }
@@ -242,20 +293,20 @@ mod tests {
     #[test]
     fn a_step_of_decodes_has_one_row_each_and_feeds_unknown_tokens_on_the_device() {
         let greedy = Sampling::greedy();
-        let pages: Vec<u32> = (0..19).collect();
+        let pages: Vec<u32> = (0..38).collect();
         let parts = [
             Part { sampling: Some(&greedy), ..part(3, 40, &[], 1, 40, &[7, 8, 9]) },
-            Part { sampling: Some(&greedy), ..part(1, 300, &[Token(5)], 1, 20, &pages) },
+            Part { sampling: Some(&greedy), ..part(1, 600, &[Token(5)], 1, 20, &pages) },
         ];
         let mut step = Step::default();
-        step.plan(&parts, 16, 4, 64);
+        step.plan(&parts, SHAPE);
         assert!(step.is_decode());
         assert_eq!((step.tokens.as_slice(), step.slots.as_slice()), (&[-1, 5][..], &[3, 1][..]));
-        assert_eq!(step.kv_slots, [9 * 16 + 8, 18 * 16 + 12]);
-        assert_eq!(step.parts, [[0, 1], [1, 2]]);
-        assert_eq!(step.pieces, [[0, 3, 0, 41], [1, 1, 0, 256], [1, 1, 256, 45]]);
+        assert_eq!(step.kv_slots, [9 * 16 + 8, 37 * 16 + 8]);
+        assert_eq!(step.parts, [[0, 1, 1, 0], [0, 3, 3, 0]]);
+        assert_eq!(step.pieces, [[0, 3, 0, 41], [1, 1, 0, 256], [1, 1, 256, 256], [1, 1, 512, 89]]);
         assert_eq!(step.picks, [0, 1]);
-        assert_eq!(step.samples[1].position, 301);
+        assert_eq!(step.samples[1].position, 601);
     }
 
     #[test]
@@ -267,13 +318,35 @@ mod tests {
             Part { sampling: Some(&greedy), ..part(9, 0, &tokens[..3], 3, 3, &[6]) },
         ];
         let mut step = Step::default();
-        step.plan(&parts, 4, 1, 2);
+        step.plan(&parts, Shape { page_size: 4, heads_per_kv: 1, ..SHAPE });
         assert!(!step.is_decode());
         assert_eq!(step.prompt_rows, 6, "three of the first run, three of the second");
         assert_eq!(step.prompts, [[0, 3, 5, 0], [3, 3, 3, 9]]);
         assert_eq!(step.positions, [2, 3, 4, 0, 1, 2, 5, 6, 7]);
         assert_eq!(step.picks, [8, 5], "each run's last row, in the order of the runs");
-        assert_eq!((step.parts, step.waves), (vec![[0, 1], [1, 1], [0, 1]], vec![2, 1]));
+        assert_eq!((step.parts, step.waves), (vec![[0, 1, 1, 0]; 3], vec![3]));
+    }
+
+    #[test]
+    fn few_rows_are_cut_into_pieces_and_many_are_not() {
+        let pieces = |rows: u32, length: u32| SHAPE.piece_blocks(|| (0..rows).map(|_| length));
+        assert_eq!(pieces(1, 1100), 1, "one row, and a whole GPU");
+        assert_eq!(pieces(256, 1100), 5, "each row by itself");
+        assert_eq!(pieces(33, 1000), 4, "as many units as there are blocks of threads");
+        assert!(pieces(1, 131_072) < 32);
+    }
+
+    #[test]
+    fn leaves_that_have_no_room_wait_for_the_next_wave() {
+        let table: Vec<u32> = (0..1024).collect();
+        let tokens = vec![Token(1); 16_000];
+        let parts: Vec<Part<'_>> =
+            (0..3).map(|slot| part(slot, 10_000, &tokens[10_000..10_001], 1, 1, &table)).collect();
+        let mut step = Step::default();
+        step.plan(&parts, SHAPE);
+        assert_eq!(step.parts[0][2], 40);
+        assert_eq!((step.waves.len(), step.parts.iter().map(|part| part[0]).max()), (3, Some(0)));
+        assert!(!step.is_decode());
     }
 
     #[test]
@@ -282,7 +355,7 @@ mod tests {
         let table: Vec<u32> = (0..100).collect();
         let parts = [part(0, 0, &tokens[..64], 64, 64, &table), part(1, 1000, &tokens, 400, 1400, &table)];
         let mut step = Step::default();
-        step.plan(&parts, 16, 4, 64);
+        step.plan(&parts, SHAPE);
         assert_eq!(step.tiles.len(), 2 + 13);
         assert_eq!(step.tiles[0], [1, 12]);
         assert_eq!(step.tiles[14], [0, 0]);

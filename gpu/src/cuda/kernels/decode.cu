@@ -8,13 +8,21 @@
 // Tensor cores run "transposed": S^T[16 tokens x 8 heads] = K Q^T and O^T[D x 8] += V^T P^T, so that the 8-wide side
 // holds the query heads, and V^T comes out of ldmatrix.trans.
 //
-// Where a row is split and the order of every sum depend only on its own length. A row in one part is written at once;
-// of a row in several, the CTA that finishes last adds the parts up in their order.
+// The order of sums is that of a tree which is the same however a row is cut into work items:
+//
+//   leaf (block, warp)   the warp's 4 tiles of a block of 256 tokens, by an online softmax that begins anew
+//   state (warp)         its leaves, folded in the order of blocks
+//   row                  the four states, merged in the order of warps
+//
+// A CTA that has all of a row folds in registers. Of a row in several items each CTA stores its leaves, and the one that
+// finishes last folds them all. So many short items for few rows, or whole rows for many, give the same bits.
 #include "prims.cuh"
 
 #define WARPS 4
-#define TILE 16       // tokens
-#define HEADS 8       // query heads a unit
+#define TILE 16                       // tokens
+#define LEAF_TILES 4                  // of a warp
+#define BLOCK (TILE * WARPS * LEAF_TILES)
+#define HEADS 8                       // query heads a unit
 #define MERGE_AT(D, STAGES) (WARPS * (STAGES) * 2 * TILE * (D) * 2)
 #define SUMS_AT(D, STAGES) (MERGE_AT(D, STAGES) + WARPS * HEADS * (D) * 4)
 
@@ -25,10 +33,9 @@ struct DecodeArgs {
     const int* table;
     const int* nwork;
     const int4* work;
-    const int2* parts;
+    const int4* parts;
     u16* out;
-    float* po;
-    float2* pml;
+    float4* leaves;
     u32* arrived;
     long long page_stride, head_stride, tok_stride;
     int max_pages, page_shift, hq, hkv;
@@ -36,43 +43,71 @@ struct DecodeArgs {
 };
 
 struct Unit {
-    int item, row, table_row, first, end, kv_head, group, head0, heads;
+    int row, table_row, first, end, kv_head, group, head0, heads;
 };
+
+// What a warp has of a unit's 8 heads: outputs as the accumulators of the tensor cores lie in registers, and maximum
+// (in log2 units) and sum of the two heads of this lane.
+template <int D> struct State {
+    float o[D / 16][4];
+    float m0, m1, l0, l1;
+};
+template <int D> DEV void reset(State<D>& s) {
+    UNROLL
+    for (int d = 0; d < D / 16; d++) s.o[d][0] = s.o[d][1] = s.o[d][2] = s.o[d][3] = 0.f;
+    s.m0 = s.m1 = NEG_INF;
+    s.l0 = s.l1 = 0.f;
+}
+// Rounded as written: the compiler must not choose another way in another place.
+template <int D> DEV void fold(State<D>& s, const State<D>& leaf) {
+    const float n0 = max_f(s.m0, leaf.m0), n1 = max_f(s.m1, leaf.m1);
+    const float f0 = ex2(s.m0 - n0), f1 = ex2(s.m1 - n1), g0 = ex2(leaf.m0 - n0), g1 = ex2(leaf.m1 - n1);
+    s.m0 = n0, s.m1 = n1;
+    s.l0 = fma_rn(s.l0, f0, mul_rn(leaf.l0, g0));
+    s.l1 = fma_rn(s.l1, f1, mul_rn(leaf.l1, g1));
+    UNROLL
+    for (int d = 0; d < D / 16; d++) {
+        s.o[d][0] = fma_rn(s.o[d][0], f0, mul_rn(leaf.o[d][0], g0));
+        s.o[d][1] = fma_rn(s.o[d][1], f1, mul_rn(leaf.o[d][1], g1));
+        s.o[d][2] = fma_rn(s.o[d][2], f0, mul_rn(leaf.o[d][2], g0));
+        s.o[d][3] = fma_rn(s.o[d][3], f1, mul_rn(leaf.o[d][3], g1));
+    }
+}
+// Where a leaf is kept: the registers of each lane, D / 16 + 1 times 4 of them.
+template <int D> DEV float4* leaf_at(const DecodeArgs& a, const Unit& u, int block, int warp) {
+    const int groups = (a.hq / a.hkv + HEADS - 1) / HEADS;
+    const long long leaf = ((long long)block * (a.hkv * groups) + u.kv_head * groups + u.group) * WARPS + warp;
+    return a.leaves + leaf * (32 * (D / 16 + 1)) + (threadIdx.x & 31);
+}
+template <int D> DEV void store(const State<D>& s, float4* to) {
+    UNROLL
+    for (int d = 0; d < D / 16; d++) to[32 * d] = make_float4(s.o[d][0], s.o[d][1], s.o[d][2], s.o[d][3]);
+    to[32 * (D / 16)] = make_float4(s.m0, s.m1, s.l0, s.l1);
+}
+template <int D> DEV void load_leaf(State<D>& s, const float4* from) {
+    UNROLL
+    for (int d = 0; d < D / 16; d++) {
+        const float4 x = ld_peer(from + 32 * d);
+        s.o[d][0] = x.x, s.o[d][1] = x.y, s.o[d][2] = x.z, s.o[d][3] = x.w;
+    }
+    const float4 x = ld_peer(from + 32 * (D / 16));
+    s.m0 = x.x, s.m1 = x.y, s.l0 = x.z, s.l1 = x.w;
+}
 
 DEV Unit unit_at(const DecodeArgs& a, int index, int groups) {
     Unit u;
     const int g = a.hq / a.hkv, per_item = a.hkv * groups;
-    u.item = index / per_item;
-    const int rest = index - u.item * per_item;
+    const int item = index / per_item, rest = index - item * per_item;
     u.kv_head = rest / groups;
     u.group = rest - u.kv_head * groups;
     u.head0 = u.kv_head * g + u.group * HEADS;
     u.heads = min_i(HEADS, g - u.group * HEADS);
-    const int4 w = a.work[u.item];
+    const int4 w = a.work[item];
     u.row = w.x;
     u.table_row = w.y;
     u.first = w.z;
     u.end = w.z + w.w;
     return u;
-}
-
-// The parts of a (row, query heads), each unnormalised with its maximum and sum, to the row's output.
-template <int D> DEV void combine(const DecodeArgs& a, const Unit& u, int2 parts) {
-    for (int x = threadIdx.x; x < u.heads * D; x += WARPS * 32) {
-        const int head = u.head0 + x / D, dim = x % D;
-        float largest = NEG_INF;
-        for (int i = 0; i < parts.y; i++)
-            largest = max_f(largest, ld_peer(a.pml + (long long)(parts.x + i) * a.hq + head).x);
-        float acc = 0.f, sum = 0.f;
-        for (int i = 0; i < parts.y; i++) {
-            const long long at = (long long)(parts.x + i) * a.hq + head;
-            const float2 ml = ld_peer(a.pml + at);
-            const float f = ex2(ml.x - largest);
-            acc += f * ld_peer(a.po + at * D + dim);
-            sum += f * ml.y;
-        }
-        a.out[((long long)u.row * a.hq + head) * D + dim] = to_bf16(acc / sum);
-    }
 }
 
 template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
@@ -148,11 +183,10 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
         const bool more = index + (int)gridDim.x < units;
         index += gridDim.x;
         const Unit next = more ? unit_at(a, index, groups) : u;
-        const int2 parts = a.parts[u.row];
-        float o[D / 16][4];
-        UNROLL
-        for (int d = 0; d < D / 16; d++) o[d][0] = o[d][1] = o[d][2] = o[d][3] = 0.f;
-        float m0 = NEG_INF, m1 = NEG_INF, l0 = 0.f, l1 = 0.f;
+        State<D> state, leaf;
+        reset(state);
+        reset(leaf);
+        const int4 parts = a.parts[u.row];
         const int n = tiles_of(u);
         for (int i = 0; i < n; i++) {
             load(u, i + STAGES - 1);
@@ -180,62 +214,38 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
                 a0 = max_f(a0, shfl_xor(a0, d));
                 a1 = max_f(a1, shfl_xor(a1, d));
             }
-            const float n0 = max_f(m0, a0), n1 = max_f(m1, a1);
-            const float f0 = ex2(m0 - n0), f1 = ex2(m1 - n1);
-            m0 = n0, m1 = n1;
+            const float n0 = max_f(leaf.m0, a0), n1 = max_f(leaf.m1, a1);
+            const float f0 = ex2(leaf.m0 - n0), f1 = ex2(leaf.m1 - n1);
+            leaf.m0 = n0, leaf.m1 = n1;
             x0 = ex2(x0 - n0), x1 = ex2(x1 - n1), x2 = ex2(x2 - n0), x3 = ex2(x3 - n1);
-            l0 = l0 * f0 + (x0 + x2), l1 = l1 * f1 + (x1 + x3);
+            leaf.l0 = leaf.l0 * f0 + (x0 + x2), leaf.l1 = leaf.l1 * f1 + (x1 + x3);
             const u32 p0 = movm_t(pack_bf16(x0, x1)), p1 = movm_t(pack_bf16(x2, x3));
             UNROLL
-            for (int d = 0; d < D / 16; d++) o[d][0] *= f0, o[d][1] *= f1, o[d][2] *= f0, o[d][3] *= f1;
+            for (int d = 0; d < D / 16; d++)
+                leaf.o[d][0] *= f0, leaf.o[d][1] *= f1, leaf.o[d][2] *= f0, leaf.o[d][3] *= f1;
             UNROLL
             for (int d = 0; d < D / 16; d++) {
                 u32 x[4];
                 ldsm4t(x, vb + v_row + (((d * 2 + v_chunk) ^ r8) << 4));
-                mma16816(o[d], x, p0, p1);
+                mma16816(leaf.o[d], x, p0, p1);
             }
             sync_warp();  // the slot may be refilled
+            if (i % LEAF_TILES == LEAF_TILES - 1 || i == n - 1) {
+                UNROLL
+                for (int d = 4; d < 32; d <<= 1) leaf.l0 += shfl_xor(leaf.l0, d), leaf.l1 += shfl_xor(leaf.l1, d);
+                if (parts.y == 1) {
+                    fold(state, leaf);
+                } else {
+                    store(leaf, leaf_at<D>(a, u, parts.x + u.first / BLOCK + i / LEAF_TILES, warp));
+                }
+                reset(leaf);
+            }
         }
-        UNROLL
-        for (int d = 4; d < 32; d <<= 1) l0 += shfl_xor(l0, d), l1 += shfl_xor(l1, d);
         if (more) begin(next);
-
-        sync_cta();  // the merge before this one has been read
-        {
-            const int h = (lane & 3) * 2, dim = lane >> 2;
-            float* to = merge + (warp * HEADS + h) * D + dim;
-            UNROLL
-            for (int d = 0; d < D / 16; d++) {
-                to[d * 16] = o[d][0], to[d * 16 + D] = o[d][1];
-                to[d * 16 + 8] = o[d][2], to[d * 16 + 8 + D] = o[d][3];
-            }
-            if (dim == 0) {
-                sums[warp * HEADS + h] = make_float2(m0, l0);
-                sums[warp * HEADS + h + 1] = make_float2(m1, l1);
-            }
-        }
-        sync_cta();
-        for (int x = threadIdx.x; x < u.heads * D; x += WARPS * 32) {
-            const int h = x / D, dim = x % D;
-            float largest = NEG_INF, acc = 0.f, sum = 0.f;
-            UNROLL
-            for (int w = 0; w < WARPS; w++) largest = max_f(largest, sums[w * HEADS + h].x);
-            UNROLL
-            for (int w = 0; w < WARPS; w++) {
-                const float2 ml = sums[w * HEADS + h];
-                const float f = ex2(ml.x - largest);
-                acc += f * merge[(w * HEADS + h) * D + dim];
-                sum += f * ml.y;
-            }
-            if (parts.y == 1) {
-                a.out[((long long)u.row * a.hq + u.head0 + h) * D + dim] = to_bf16(acc / sum);
-            } else {
-                const long long at = (long long)u.item * a.hq + u.head0 + h;
-                a.po[at * D + dim] = acc;
-                if (dim == 0) a.pml[at] = make_float2(largest, sum);
-            }
-        }
         if (parts.y > 1) {
+            // A block whose last tiles other warps have all of: nothing is nothing.
+            for (int i = (n + LEAF_TILES - 1) / LEAF_TILES; i < (u.end - u.first + BLOCK - 1) / BLOCK; i++)
+                store(leaf, leaf_at<D>(a, u, parts.x + u.first / BLOCK + i, warp));
             fence_gpu();
             sync_cta();
             if (threadIdx.x == 0) {
@@ -244,7 +254,41 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
                 fence_gpu();
             }
             sync_cta();
-            if (*is_last) combine<D>(a, u, parts);
+            if (*is_last) {
+                for (int block = 0; block < parts.z; block++) {
+                    load_leaf(leaf, leaf_at<D>(a, u, parts.x + block, warp));
+                    fold(state, leaf);
+                }
+            }
+        }
+        if (parts.y == 1 || *is_last) {
+            sync_cta();  // the merge before this one has been read
+            const int h = (lane & 3) * 2, dim = lane >> 2;
+            float* to = merge + (warp * HEADS + h) * D + dim;
+            UNROLL
+            for (int d = 0; d < D / 16; d++) {
+                to[d * 16] = state.o[d][0], to[d * 16 + D] = state.o[d][1];
+                to[d * 16 + 8] = state.o[d][2], to[d * 16 + 8 + D] = state.o[d][3];
+            }
+            if (dim == 0) {
+                sums[warp * HEADS + h] = make_float2(state.m0, state.l0);
+                sums[warp * HEADS + h + 1] = make_float2(state.m1, state.l1);
+            }
+            sync_cta();
+            for (int x = threadIdx.x; x < u.heads * D; x += WARPS * 32) {
+                const int h = x / D, dim = x % D;
+                float largest = NEG_INF, acc = 0.f, sum = 0.f;
+                UNROLL
+                for (int w = 0; w < WARPS; w++) largest = max_f(largest, sums[w * HEADS + h].x);
+                UNROLL
+                for (int w = 0; w < WARPS; w++) {
+                    const float2 ml = sums[w * HEADS + h];
+                    const float f = ex2(ml.x - largest);
+                    acc += f * merge[(w * HEADS + h) * D + dim];
+                    sum += f * ml.y;
+                }
+                a.out[((long long)u.row * a.hq + u.head0 + h) * D + dim] = to_bf16(acc / sum);
+            }
         }
         if (!more) return;
         u = next;
@@ -252,21 +296,20 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
 }
 
 // q, out [rows][hq][D]; kp, vp this layer's pools, strides in elements; table [..][max_pages] page ids, pages of
-// 1 << page_shift tokens. work[i] = {row, table row, first token (a multiple of 16), tokens (at least 1)} for
-// i < *nwork; parts[row] = {first work item, count}, a row's items following each other in the order of its tokens.
-// For rows with several parts: po [*nwork][hq][D], pml [*nwork][hq], arrived [rows][hkv * ceil(hq / hkv / 8)], zero at
-// the start and zero again at the end. Rows without work items are left as they are. scale_log2 = log2(e) / sqrt(D).
+// 1 << page_shift tokens. work[i] = {row, table row, first token (a multiple of 256), tokens (at least 1)} for
+// i < *nwork; parts[row] = {first leaf, work items, blocks of 256 tokens, 0}. For rows with several items: leaves
+// [blocks][hkv * groups][4][D / 16 + 1][32] float4, from the row's first leaf on; arrived [rows][hkv * groups] with
+// groups = ceil(hq / hkv / 8), zero at the start and zero again at the end. Rows without items are left as they are.
+// scale_log2 = log2(e) / sqrt(D).
 // grid: CTAs that fit the device at once (2 a multiprocessor). block: 128.
-// Dynamic shared memory: 114960 bytes for D = 128 (3 stages) and 106768 for D = 64 (6 stages).
+// Dynamic shared memory: 115216 bytes for D = 128 (3 stages) and 106768 for D = 64 (6 stages).
 #define DECODE(name, D, STAGES)                                                                                   \
     KERNEL(128, 2)                                                                                                \
     name(const u16* q, const u16* kp, const u16* vp, const int* table, const int* nwork, const int4* work,        \
-         const int2* parts, u16* out, float* po, float2* pml, u32* arrived, long long page_stride,                \
-         long long head_stride, long long tok_stride, int max_pages, int page_shift, int hq, int hkv,             \
-         float scale_log2) {                                                                                      \
-        DecodeArgs a = {q,   kp,      vp,          table,       nwork,      work,      parts,      out, po, pml,  \
-                        arrived, page_stride, head_stride, tok_stride, max_pages, page_shift, hq, hkv,            \
-                        scale_log2};                                                                              \
+         const int4* parts, u16* out, float4* leaves, u32* arrived, long long page_stride, long long head_stride, \
+         long long tok_stride, int max_pages, int page_shift, int hq, int hkv, float scale_log2) {                \
+        DecodeArgs a = {q,           kp,         vp,        table,      nwork, work, parts,     out, leaves, arrived, \
+                        page_stride, head_stride, tok_stride, max_pages, page_shift, hq, hkv, scale_log2};         \
         decode_body<D, STAGES>(a);                                                                                \
     }
 DECODE(decode_d128, 128, 3)

@@ -92,16 +92,6 @@ KERNEL(512, 2) rmsnorm_residual(u16* residual, const u16* x, const u16* w, u16* 
     norm_row(residual + at, residual + at, x ? x + at : x, w, y + at, H, eps, false);
 }
 
-// y[i] = norm(residual[r] + x[r]) * w with r = rows[i], of the rows that logits are wanted of; zeros where rows[i] < 0.
-// Leaves the residual. Launched as rmsnorm_residual, with the same block; grid: rows wanted.
-KERNEL(512, 2) rmsnorm_gather(const u16* residual, const u16* x, const int* rows, const u16* w, u16* y, int H,
-                              float eps) {
-    pdl_wait();  // `rows` may be what a kernel in front wrote
-    const int row = rows[blockIdx.x];
-    const long long at = (long long)(row < 0 ? 0 : row) * H;
-    norm_row(residual + at, 0, x ? x + at : x, w, y + (long long)blockIdx.x * H, H, eps, row < 0);
-}
-
 struct RopeArgs {
     const u16* qkv;
     const u16* bias;

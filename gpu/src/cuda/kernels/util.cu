@@ -1,13 +1,6 @@
 // What a start needs: dummy weights, the comparison of results, tables of pages.
 #include "prims.cuh"
 
-#ifndef EMU
-// Rounded one by one: the compiler fuses none of these.
-DEV float mul_rn(float a, float b) { return __fmul_rn(a, b); }
-DEV float add_rn(float a, float b) { return __fadd_rn(a, b); }
-DEV float sub_rn(float a, float b) { return __fsub_rn(a, b); }
-#endif
-
 DEV u32 rotate(u32 x, int by) { return (x << by) | (x >> (32 - by)); }
 DEV void quarter(u32& a, u32& b, u32& c, u32& d) {
     a += b;
@@ -65,4 +58,14 @@ KERNEL(256, 4) update_tables(const int4* updates, int count, int* table, int max
         const int4 u = updates[i];
         table[(long long)u.x * max_pages + u.y] = u.z;
     }
+}
+
+// to[i] = from[rows[i]], rows of `width` elements, a multiple of 8; zeros where rows[i] < 0. grid: rows wanted.
+KERNEL(256, 4) gather_rows(const u16* from, const int* rows, u16* to, int width) {
+    pdl_wait();
+    pdl_launch();
+    const int row = rows[blockIdx.x];
+    const uint4* src = (const uint4*)(from + (long long)(row < 0 ? 0 : row) * width);
+    uint4* dst = (uint4*)(to + (long long)blockIdx.x * width);
+    for (int i = threadIdx.x; i < width / 8; i += 256) dst[i] = row < 0 ? make_uint4(0, 0, 0, 0) : ld_once16(src + i);
 }
