@@ -1,7 +1,9 @@
 //! The `pd` command.
 
 mod cli;
+mod progress;
 mod serve;
+mod settings;
 
 use std::process::ExitCode;
 

@@ -5,153 +5,145 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use pd_core::id::Token;
 use pd_net::bench::{self, Backend, BenchConfig, BenchInputs, DatasetName, Detokenize, Slo, TraceRow};
 use pd_net::text::Text;
 use pd_sim::trace::{Content, Format, Trace};
+use serde::Deserialize;
 
-use super::serve::runtime;
-use crate::serve::options::choice;
+use super::bad_input;
+use super::process::runtime;
+use crate::settings::{File, Part, choice, options, overlay};
 
 /// Measure a server: load as sglang.bench_serving and vllm bench serve make it, latencies and goodput
 ///
-/// Keys of --config are the flags with underscores, and more (warmup_requests, burstiness, extra_request_body, ...).
+/// Flags go before PD_BENCH_* variables, these before --config, whose keys are the flags with underscores, and more
+/// (warmup_requests, burstiness, extra_request_body, ...).
 #[derive(Debug, Args)]
 pub(super) struct Bench {
-    /// TOML file with settings; flags go before it.
-    #[arg(long, value_name = "FILE")]
+    /// TOML file with settings.
+    #[arg(long, env = "PD_BENCH_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// The server.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, env = "PD_BENCH_BASE_URL", value_name = "URL")]
     base_url: Option<String>,
     /// Which API is asked.
-    #[arg(long, value_parser = choice::<Backend>, value_name = "openai-completions|openai-chat|sglang")]
+    #[arg(long, env = "PD_BENCH_BACKEND", value_parser = choice::<Backend>, value_name = "openai-completions|openai-chat|sglang")]
     backend: Option<Backend>,
     /// The model; the server's first one by default.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, env = "PD_BENCH_MODEL", value_name = "NAME")]
     model: Option<String>,
     /// Bearer token.
     #[arg(long, env = "PD_API_KEY", hide_env_values = true, value_name = "KEY")]
     api_key: Option<String>,
     /// Where prompts come from.
-    #[arg(long, value_parser = choice::<DatasetName>, value_name = "random|random-ids|generated-shared-prefix|multi-turn|trace|prompts")]
+    #[arg(long, env = "PD_BENCH_DATASET_NAME", value_parser = choice::<DatasetName>, value_name = "random|random-ids|generated-shared-prefix|multi-turn|trace|prompts")]
     dataset_name: Option<DatasetName>,
     /// File of prompts, or trace.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "PD_BENCH_DATASET_PATH", value_name = "FILE")]
     dataset_path: Option<PathBuf>,
-    /// What kind of trace the file is.
-    #[arg(long, value_parser = choice::<Format>, value_name = "mooncake|azure|burstgpt|bailian|vidur|tokens", default_value = "mooncake")]
-    trace_format: Format,
     /// Trace times are divided by this.
-    #[arg(long, value_name = "FACTOR")]
+    #[arg(long, env = "PD_BENCH_TRACE_SPEED", value_name = "FACTOR")]
     trace_speed: Option<f64>,
-    /// Model folder whose tokenizer makes the text of random prompts exact.
-    #[arg(long, value_name = "DIR")]
-    tokenizer: Option<PathBuf>,
     /// Requests, or conversations.
-    #[arg(long, value_name = "N")]
+    #[arg(long, env = "PD_BENCH_NUM_PROMPTS", value_name = "N")]
     num_prompts: Option<usize>,
     /// Tokens of a random prompt.
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, env = "PD_BENCH_RANDOM_INPUT_LEN", value_name = "TOKENS")]
     random_input_len: Option<u32>,
     /// Tokens of its answer.
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, env = "PD_BENCH_RANDOM_OUTPUT_LEN", value_name = "TOKENS")]
     random_output_len: Option<u32>,
     /// Lengths are drawn between this share of the length and the length.
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, env = "PD_BENCH_RANDOM_RANGE_RATIO", value_name = "SHARE")]
     random_range_ratio: Option<f64>,
     /// Turns of a conversation.
-    #[arg(long, value_name = "N")]
+    #[arg(long, env = "PD_BENCH_TURNS", value_name = "N")]
     turns: Option<usize>,
     /// Requests per second; all at once by default.
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, env = "PD_BENCH_REQUEST_RATE", value_name = "RATE")]
     request_rate: Option<f64>,
     /// Most requests under way.
-    #[arg(long, value_name = "N")]
+    #[arg(long, env = "PD_BENCH_MAX_CONCURRENCY", value_name = "N")]
     max_concurrency: Option<usize>,
     /// What a good request keeps, in milliseconds: ttft:200 tpot:50 e2el:5000.
-    #[arg(long, num_args = 1.., value_parser = choice::<Slo>, value_name = "METRIC:MS")]
+    #[arg(long, env = "PD_BENCH_GOODPUT", value_delimiter = ',', num_args = 1.., value_parser = choice::<Slo>, value_name = "METRIC:MS")]
     goodput: Vec<Slo>,
     /// Seed of prompts and times.
-    #[arg(long, value_name = "N")]
+    #[arg(long, env = "PD_BENCH_SEED", value_name = "N")]
     seed: Option<u64>,
-    /// Print the result as JSON, with the keys of this peer.
-    #[arg(long, value_name = "PEER")]
-    json: Option<Peer>,
-    /// Write one JSON line per request.
-    #[arg(long, value_name = "FILE")]
-    output_file: Option<PathBuf>,
+    #[command(flatten)]
+    own: Own,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Peer {
+options! {
+    /// What is done besides asking.
+    Own {
+        /// What kind of trace the file is; mooncake by default.
+        #[arg(env = "PD_BENCH_TRACE_FORMAT", value_parser = choice::<Format>, value_name = "mooncake|azure|burstgpt|bailian|vidur|tokens")]
+        trace_format: Format,
+        /// Model folder whose tokenizer makes the text of random prompts exact.
+        #[arg(env = "PD_BENCH_TOKENIZER", value_name = "DIR")]
+        tokenizer: PathBuf,
+        /// Print the result as JSON, with the keys of this peer.
+        #[arg(env = "PD_BENCH_JSON", value_parser = choice::<Peer>, value_name = "sglang|vllm")]
+        json: Peer,
+        /// Write one JSON line per request.
+        #[arg(env = "PD_BENCH_OUTPUT_FILE", value_name = "FILE")]
+        output_file: PathBuf,
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Peer {
     Sglang,
     Vllm,
+}
+
+/// What a file says to `pd bench`.
+pub(super) fn read(file: &File) -> Result<(Own, BenchConfig), String> {
+    Ok((file.part::<Own>()?, file.rest(&[Own::KEYS])?))
 }
 
 impl Bench {
     pub(super) fn run(self) -> ExitCode {
         match self.measure() {
             Ok(code) => code,
-            Err(error) => {
-                eprintln!("error: {error}");
-                ExitCode::from(2)
-            }
+            Err(error) => bad_input(&error),
         }
     }
 
     fn measure(self) -> Result<ExitCode, String> {
-        let (json, output, format) = (self.json, self.output_file.clone(), self.trace_format);
-        let tokenizer = self.tokenizer.as_deref().map(tokenizer).transpose()?;
-        let config = self.settings()?;
+        let (own, mut config) = read(&File::read(self.config.as_deref())?)?;
+        let own = self.own.over(own);
+        overlay!(self => config;
+            set base_url, backend, dataset_name, trace_speed, num_prompts, random_input_len, random_output_len,
+                random_range_ratio, turns, seed;
+            some model, api_key, dataset_path, request_rate, max_concurrency;
+            list goodput,
+        );
         config.check().map_err(|error| error.to_string())?;
+        let tokenizer = own.tokenizer.as_deref().map(tokenizer).transpose()?;
         let trace = match (config.dataset_name, &config.dataset_path) {
-            (DatasetName::Trace, Some(path)) => rows(path, format)?,
+            (DatasetName::Trace, Some(path)) => rows(path, own.trace_format.unwrap_or(Format::Mooncake))?,
             (DatasetName::Trace, None) => return Err("--dataset-name trace needs --dataset-path".into()),
             _ => Vec::new(),
         };
         let report = runtime()?
             .block_on(bench::run(config, BenchInputs { trace, tokenizer }, |progress| eprintln!("{progress}")))
             .map_err(|error| error.to_string())?;
-        match json {
+        match own.json {
             None => println!("{report}"),
             Some(Peer::Sglang) => println!("{}", report.sglang_json()),
             Some(Peer::Vllm) => println!("{}", report.vllm_json(&bench::date_now(), false)),
         }
-        if let Some(path) = output {
+        if let Some(path) = own.output_file {
             std::fs::write(&path, report.records_jsonl())
                 .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
         }
         Ok(ExitCode::from(report.exit_code()))
-    }
-
-    fn settings(self) -> Result<BenchConfig, String> {
-        let mut config = match &self.config {
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-                toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?
-            }
-            None => BenchConfig::default(),
-        };
-        macro_rules! set {
-            ($($name:ident),*) => {
-                $(if let Some(value) = self.$name { config.$name = value; })*
-            };
-        }
-        set!(base_url, backend, dataset_name, trace_speed, num_prompts, random_input_len, random_output_len);
-        set!(random_range_ratio, turns, seed);
-        macro_rules! set_some {
-            ($($name:ident),*) => {
-                $(if self.$name.is_some() { config.$name = self.$name; })*
-            };
-        }
-        set_some!(model, api_key, dataset_path, request_rate, max_concurrency);
-        if !self.goodput.is_empty() {
-            config.goodput = self.goodput;
-        }
-        Ok(config)
     }
 }
 

@@ -9,6 +9,8 @@ use pd_sim::journal::diff::{Run, compare};
 use pd_sim::journal::{JournalError, MAGIC, Reader};
 use pd_sim::scenario::{self, Overrides};
 
+use super::bad_input;
+
 #[derive(Debug, Args)]
 pub(crate) struct Diff {
     /// A journal, or a scenario as FILE.toml or FILE.toml:VARIANT.
@@ -49,10 +51,7 @@ impl Diff {
                 print!("{comparison}");
                 ExitCode::from(u8::from(!comparison.is_equal()))
             }
-            Err(problem) => {
-                eprintln!("error: {problem}");
-                ExitCode::from(2)
-            }
+            Err(problem) => bad_input(&problem),
         }
     }
 }

@@ -5,6 +5,7 @@ mod diff;
 mod inspect;
 mod outputs;
 mod plan;
+mod process;
 mod replay;
 mod router;
 mod serve;
@@ -16,7 +17,9 @@ mod up;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::settings::misspelt;
 
 /// Prefill/decode disaggregated LLM serving that is simulated with the code that serves.
 #[derive(Debug, Parser)]
@@ -47,9 +50,24 @@ enum Command {
 
 /// Runs the command line. 0: all went well; 1: a gate is broken; 2: bad input.
 pub(crate) fn run() -> ExitCode {
-    match Cli::parse().command {
-        Command::Up(up) => up.run(),
-        Command::Serve(serve) => serve.run(),
+    let command = Cli::command();
+    let matches = command.clone().get_matches();
+    let told = matches.subcommand().map_or(&matches, |(_, told)| told);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match cli.command {
+        Command::Up(_) | Command::Serve(_) | Command::Router(_) | Command::Bench(_) => {
+            misspelt(&command).iter().for_each(|problem| eprintln!("warning: {problem}"));
+        }
+        Command::Sim(_)
+        | Command::Swarm(_)
+        | Command::Plan(_)
+        | Command::Replay(_)
+        | Command::Diff(_)
+        | Command::Trace(_) => {}
+    }
+    match cli.command {
+        Command::Up(up) => up.run(told),
+        Command::Serve(serve) => serve.run(told),
         Command::Router(router) => router.run(),
         Command::Bench(bench) => bench.run(),
         Command::Sim(sim) => sim.run(),
@@ -60,3 +78,12 @@ pub(crate) fn run() -> ExitCode {
         Command::Trace(trace) => trace.run(),
     }
 }
+
+/// Tells what is wrong with the input.
+fn bad_input(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(2)
+}
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,9 @@ use pd_sim::scenario::schema::File;
 use pd_sim::scenario::{Document, Overrides};
 use pd_sim::units;
 
-use super::sim::{bad_input, bar, print};
+use super::bad_input;
+use super::sim::print;
+use crate::progress::bar;
 
 /// Finds the deployment of so many GPUs with the largest goodput.
 ///

@@ -9,6 +9,8 @@ use pd_sim::journal::Reader;
 use pd_sim::journal::replay::{ReplayError, Replayed, replay};
 use pd_sim::words;
 
+use super::bad_input;
+
 #[derive(Debug, Args)]
 pub(crate) struct Replay {
     /// A journal that `pd sim --journal FILE` wrote.
@@ -24,8 +26,7 @@ impl Replay {
         let mut journal = match opened {
             Ok(journal) => journal,
             Err(error) => {
-                eprintln!("error: {path} {error}");
-                return ExitCode::from(2);
+                return bad_input(&format!("{path} {error}"));
             }
         };
         let header = journal.header().clone();
@@ -55,8 +56,7 @@ impl Replay {
                 ExitCode::from(1)
             }
             Err(error @ (ReplayError::Journal(_) | ReplayError::Impossible { .. })) => {
-                eprintln!("error: {path} {error}");
-                ExitCode::from(2)
+                bad_input(&format!("{path} {error}"))
             }
         }
     }

@@ -2,152 +2,153 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use pd_core::router::Policy;
 use pd_net::router::{self, RouterConfig};
-use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 
-use super::serve::{Logs, runtime, until_told};
-use crate::serve::options::choice;
+use super::process::{Signals, ended, runtime};
+use crate::serve::listen::listen;
+use crate::settings::{File, Logs, Part, choice, options, overlay};
 
 /// Route requests to prefill and decode workers, or to unified ones
 ///
 /// Speaks SGLang's contract towards workers, so that either side may be SGLang's. Keys of --config are those of the flags
-/// with underscores, and more.
+/// with underscores, and more. Flags go before PD_ROUTER_* variables, these before the file; a list that is given replaces
+/// that of the file.
 #[derive(Debug, Args)]
 pub(super) struct Router {
-    /// TOML file with settings; flags go before it.
+    /// TOML file with settings.
     #[arg(long, env = "PD_ROUTER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Address to listen at.
-    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
-    host: String,
-    /// Port to listen at; 0 takes a free one.
-    #[arg(long, default_value_t = 30_000, value_name = "PORT")]
-    port: u16,
+    #[command(flatten)]
+    place: Place,
     /// A prefill worker, and the port of its bootstrap server. May be repeated.
-    #[arg(long, num_args = 1..=2, value_names = ["URL", "BOOTSTRAP_PORT"], action = clap::ArgAction::Append)]
+    #[arg(long, env = "PD_ROUTER_PREFILL", num_args = 1..=2, value_names = ["URL", "BOOTSTRAP_PORT"], action = clap::ArgAction::Append)]
     prefill: Vec<String>,
     /// A decode worker. May be repeated.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, env = "PD_ROUTER_DECODE", value_delimiter = ',', value_name = "URL")]
     decode: Vec<String>,
     /// Workers that serve whole requests.
-    #[arg(long, num_args = 1.., value_name = "URL")]
+    #[arg(long, env = "PD_ROUTER_WORKER_URLS", value_delimiter = ',', num_args = 1.., value_name = "URL")]
     worker_urls: Vec<String>,
     /// Workers are read from this file, again whenever it changes.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "PD_ROUTER_DISCOVERY_FILE", value_name = "FILE")]
     discovery_file: Option<PathBuf>,
     /// How workers are chosen.
-    #[arg(long, value_parser = choice::<Policy>, value_name = "random|round_robin|power_of_two|cache_aware|append_aware")]
+    #[arg(long, env = "PD_ROUTER_POLICY", value_parser = choice::<Policy>, value_name = "random|round_robin|power_of_two|cache_aware|append_aware")]
     policy: Option<Policy>,
     /// How prefill workers are chosen, if otherwise.
-    #[arg(long, value_parser = choice::<Policy>, value_name = "POLICY")]
+    #[arg(long, env = "PD_ROUTER_PREFILL_POLICY", value_parser = choice::<Policy>, value_name = "POLICY")]
     prefill_policy: Option<Policy>,
     /// How decode workers are chosen, if otherwise.
-    #[arg(long, value_parser = choice::<Policy>, value_name = "POLICY")]
+    #[arg(long, env = "PD_ROUTER_DECODE_POLICY", value_parser = choice::<Policy>, value_name = "POLICY")]
     decode_policy: Option<Policy>,
     /// Share of the prompt below which a cached prefix does not decide.
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, env = "PD_ROUTER_CACHE_THRESHOLD", value_name = "SHARE")]
     cache_threshold: Option<f64>,
     /// Bearer token of clients and workers.
     #[arg(long, env = "PD_API_KEY", hide_env_values = true, value_name = "KEY")]
     api_key: Option<String>,
     /// Attempts after the first one, as long as nothing was answered.
-    #[arg(long, value_name = "N")]
+    #[arg(long, env = "PD_ROUTER_RETRY_MAX_RETRIES", value_name = "N")]
     retry_max_retries: Option<u32>,
     /// Longest time for a request.
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, env = "PD_ROUTER_REQUEST_TIMEOUT_SECS", value_name = "SECONDS")]
     request_timeout_secs: Option<f64>,
     /// Most requests under way.
-    #[arg(long, value_name = "N")]
+    #[arg(long, env = "PD_ROUTER_MAX_CONCURRENT_REQUESTS", value_name = "N")]
     max_concurrent_requests: Option<u32>,
     /// Time between two health checks of a worker.
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, env = "PD_ROUTER_HEALTH_CHECK_INTERVAL_SECS", value_name = "SECONDS")]
     health_check_interval_secs: Option<f64>,
     /// How long answers may take to end after SIGTERM.
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, env = "PD_ROUTER_SHUTDOWN_GRACE_PERIOD_SECS", value_name = "SECONDS")]
     shutdown_grace_period_secs: Option<f64>,
     #[command(flatten)]
     logs: Logs,
 }
 
+options! {
+    /// Where a router listens.
+    Place {
+        /// Address to listen at; 127.0.0.1 by default.
+        #[arg(env = "PD_ROUTER_HOST", value_name = "ADDRESS")]
+        host: String,
+        /// Port to listen at, 30000 by default; 0 takes a free one.
+        #[arg(env = "PD_ROUTER_PORT", value_name = "PORT")]
+        port: u16,
+    }
+}
+
+/// What a file says to `pd router`.
+pub(super) fn read(file: &File) -> Result<(Place, Logs, RouterConfig), String> {
+    Ok((file.part::<Place>()?, file.part::<Logs>()?, file.rest(&[Place::KEYS, Logs::KEYS])?))
+}
+
 impl Router {
     pub(super) fn run(self) -> ExitCode {
-        match self.serve() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("error: {error}");
-                ExitCode::from(2)
-            }
-        }
+        ended(self.serve())
     }
 
     fn serve(self) -> Result<(), String> {
-        self.logs.start()?;
-        let (host, port) = (self.host.clone(), self.port);
-        let config = self.settings()?;
+        let (place, logs, mut config) = read(&File::read(self.config.as_deref())?)?;
+        self.logs.over(logs).start()?;
+        let place = self.place.over(place);
+        overlay!(self => config;
+            set policy, cache_threshold, retry_max_retries, request_timeout_secs, max_concurrent_requests,
+                health_check_interval_secs, shutdown_grace_period_secs;
+            some discovery_file, prefill_policy, decode_policy, api_key;
+            list decode, worker_urls,
+        );
+        if !self.prefill.is_empty() {
+            config.prefill = pairs(&self.prefill);
+        }
         config.check().map_err(|error| error.to_string())?;
         let runtime = runtime()?;
         runtime.block_on(async {
-            let listener = TcpListener::bind((host.as_str(), port))
-                .await
-                .map_err(|error| format!("cannot listen at {host}:{port}: {error}; --port 0 takes a free port"))?;
-            let address = listener.local_addr().map_err(|error| error.to_string())?;
+            let host = place.host.as_deref().unwrap_or("127.0.0.1");
+            let (listener, address) = listen(host, place.port.unwrap_or(PORT)).await?;
+            let patience = Duration::from_secs_f64(config.shutdown_grace_period_secs);
+            let mut signals = Signals::listen()?;
             eprintln!("pd {} routes at http://{address}", env!("CARGO_PKG_VERSION"));
-            let told = async {
-                let name = until_told().await.unwrap_or("no signal can be heard");
-                tracing::info!("{name}: draining");
+            let (close, closed) = oneshot::channel::<()>();
+            let mut serving = Box::pin(router::serve(config, listener, async move { drop(closed.await) }));
+            let drained = tokio::select! {
+                // It was not asked to end: something is wrong.
+                ended = &mut serving => ended,
+                () = signals.asked(patience) => {
+                    drop(close);
+                    signals.unless_again(serving).await
+                }
             };
-            let drained = router::serve(config, listener, told).await.map_err(|error| error.to_string())?;
-            if drained.cut > 0 {
-                tracing::warn!("{} answers were cut off", drained.cut);
+            let cut = drained.map_err(|error| error.to_string())?.cut;
+            if cut > 0 {
+                tracing::warn!("{cut} answers were cut off");
             }
             Ok(())
         })
     }
-
-    fn settings(self) -> Result<RouterConfig, String> {
-        let mut config = match &self.config {
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-                toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?
-            }
-            None => RouterConfig::default(),
-        };
-        config.prefill.extend(pairs(self.prefill));
-        config.decode.extend(self.decode);
-        config.worker_urls.extend(self.worker_urls);
-        macro_rules! set {
-            ($($name:ident),*) => {
-                $(if let Some(value) = self.$name { config.$name = value; })*
-            };
-        }
-        set!(policy, cache_threshold, retry_max_retries, request_timeout_secs, max_concurrent_requests);
-        set!(health_check_interval_secs, shutdown_grace_period_secs);
-        macro_rules! set_some {
-            ($($name:ident),*) => {
-                $(if self.$name.is_some() { config.$name = self.$name; })*
-            };
-        }
-        set_some!(discovery_file, prefill_policy, decode_policy, api_key);
-        Ok(config)
-    }
 }
 
-/// `--prefill URL PORT` arrives as two words; a word without a scheme or colon is the port of the one before.
-fn pairs(words: Vec<String>) -> Vec<String> {
+/// `--prefill URL PORT` arrives as two words, a variable as one with commas; a word without a scheme or colon is the port of
+/// the one before.
+fn pairs(words: &[String]) -> Vec<String> {
     let mut pairs: Vec<String> = Vec::new();
-    for word in words {
+    for word in words.iter().flat_map(|word| word.split(',')).map(str::trim) {
         let is_port = word.bytes().all(|byte| byte.is_ascii_digit()) || word.eq_ignore_ascii_case("none");
         match pairs.last_mut() {
             Some(last) if is_port && !last.contains(' ') => {
                 last.push(' ');
-                last.push_str(&word);
+                last.push_str(word);
             }
-            Some(_) | None => pairs.push(word),
+            Some(_) | None => pairs.push(word.to_owned()),
         }
     }
     pairs
 }
+
+/// SGLang's.
+const PORT: u16 = 30_000;

@@ -1,13 +1,12 @@
 //! `pd sim`: flags, progress, exit codes.
 
 use std::collections::BTreeSet;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use pd_core::time::Instant;
 use pd_sim::report;
 use pd_sim::report::html::About;
@@ -16,9 +15,11 @@ use pd_sim::scenario::{Case, Document, Overrides};
 use pd_sim::units;
 use pd_sim::world::World;
 
+use super::bad_input;
 use super::inspect::Inspect;
 use super::outputs::{Outputs, Watched};
 use super::sweep::SweepArgs;
+use crate::progress::bar;
 
 #[derive(Debug, Args)]
 pub(crate) struct Sim {
@@ -57,8 +58,7 @@ impl Sim {
     pub(crate) fn run(&self) -> ExitCode {
         let overrides = Overrides { seed: self.seed, until: self.until, set: self.set.clone() };
         if let Err(problem) = self.outputs.check() {
-            eprintln!("error: {problem}");
-            return ExitCode::from(2);
+            return bad_input(&problem);
         }
         let mut names_used = BTreeSet::new();
         let mut ran = 0;
@@ -114,12 +114,9 @@ impl Sim {
             }
             if ran == 0 {
                 let wanted = self.variant.as_deref().unwrap_or_default();
-                eprintln!(
-                    "error: {}: there is no variant \"{wanted}\"; there are {}",
-                    file.display(),
-                    names.join(", ")
-                );
-                return ExitCode::from(2);
+                let problem =
+                    format!("{}: there is no variant \"{wanted}\"; there are {}", file.display(), names.join(", "));
+                return bad_input(&problem);
             }
         }
         if broken_runs > 0 {
@@ -128,12 +125,6 @@ impl Sim {
         }
         ExitCode::SUCCESS
     }
-}
-
-/// Tells what is wrong with the input.
-pub(super) fn bad_input(error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("error: {error}");
-    ExitCode::from(2)
 }
 
 /// The part of a case's name behind the file's.
@@ -199,18 +190,4 @@ pub(super) fn print(text: &str) -> bool {
 
 fn progress(name: &str) -> ProgressBar {
     bar(name, "{prefix} [{bar:30}] {pos}/{len} requests, {msg} ({elapsed})")
-}
-
-/// A bar for runs that take a while; nothing where nobody looks.
-pub(super) fn bar(name: &str, template: &str) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(0).with_message("");
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar.set_prefix(name.to_owned());
-    bar.enable_steady_tick(Duration::from_millis(250));
-    bar
 }

@@ -1,14 +1,13 @@
 //! `pd swarm`: flags, threads, progress, files, exit codes.
 
 use std::fs;
-use std::io::IsTerminal;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 #[cfg(feature = "mutants")]
 use pd_core::mutant::{Mutant, Mutation};
 use pd_sim::hardware::Library;
@@ -16,6 +15,9 @@ use pd_sim::swarm::fleet::{Fleet, Found, Sum};
 #[cfg(feature = "mutants")]
 use pd_sim::swarm::mutants::{self, Bounds};
 use pd_sim::swarm::{self, Finding, Kind, MENU, Stage, report};
+
+use super::bad_input;
+use crate::progress::bar;
 
 #[derive(Debug, Args)]
 pub(crate) struct Swarm {
@@ -105,10 +107,8 @@ impl Swarm {
         let library = match Library::new(&self.library).in_memory() {
             Ok(library) => library,
             Err(error) => {
-                eprintln!(
-                    "error: {error}\nrun pd where the folder scenarios is, or name a folder with hw/ and models/ by --library"
-                );
-                return ExitCode::from(2);
+                let help = "run pd where the folder scenarios is, or name a folder with hw/ and models/ by --library";
+                return bad_input(&format!("{error}\n{help}"));
             }
         };
         let stage = Stage::new(library).twice(self.twice).coverage(self.coverage);
@@ -161,8 +161,7 @@ impl Swarm {
             }
             let finding = self.pursue(stage, found);
             if let Err(error) = self.dump(&finding) {
-                eprintln!("error: {error}");
-                return ExitCode::from(2);
+                return bad_input(&error);
             }
         }
         ExitCode::from(1)
@@ -254,17 +253,12 @@ impl Swarm {
 
 /// A bar where somebody looks; one that only turns if nobody knows how long it takes.
 fn progress(total: Option<u64>) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
+    match total {
+        Some(total) => {
+            let bar = bar("", "[{bar:30}] {pos}/{len} seeds, {per_sec}, {msg} ({eta})");
+            bar.set_length(total);
+            bar
+        }
+        None => bar("", "{spinner} {pos} seeds, {per_sec}, {msg} ({elapsed})"),
     }
-    let template = match total {
-        Some(_) => "[{bar:30}] {pos}/{len} seeds, {per_sec}, {msg} ({eta})",
-        None => "{spinner} {pos} seeds, {per_sec}, {msg} ({elapsed})",
-    };
-    let bar = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new).with_message("");
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar.enable_steady_tick(Duration::from_millis(250));
-    bar
 }

@@ -14,7 +14,8 @@ use pd_sim::scenario::Document;
 use pd_sim::sweep::log::Log;
 use pd_sim::sweep::{self, RUNS_MAX};
 
-use super::sim::{bar, print};
+use super::sim::print;
+use crate::progress::bar;
 
 #[derive(Debug, Args)]
 pub(crate) struct SweepArgs {

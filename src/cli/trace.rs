@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand, ValueEnum};
 use pd_sim::trace::{Format, Spread, Trace, stats};
 
-use super::sim::{bad_input, print};
+use super::bad_input;
+use super::sim::print;
 
 #[derive(Debug, Args)]
 pub(crate) struct TraceArgs {

@@ -1,21 +1,20 @@
 //! `pd up`: a prefill worker, a decode worker and a router in one process, on the loopback device.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use clap::Args;
+use clap::{ArgMatches, Args};
 use pd_core::config::Mode;
 use pd_net::router::{self, RouterConfig};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
-use super::serve::{Logs, PATIENCE, runtime, until_told};
+use super::process::{PATIENCE, Signals, ended, runtime};
+use crate::serve::listen::listen;
 use crate::serve::model::Model;
 use crate::serve::options::Options;
 use crate::serve::worker;
+use crate::settings::{File, Logs, Part, options, origins};
 
 /// Start a prefill worker, a decode worker and a router: everything on this machine, one command
 ///
@@ -26,43 +25,50 @@ pub(super) struct Up {
     /// TOML file with options.
     #[arg(long, env = "PD_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Keep no KV on disk.
-    #[arg(long)]
-    no_storage: bool,
+    #[command(flatten)]
+    own: Own,
     #[command(flatten)]
     logs: Logs,
     #[command(flatten)]
     options: Options,
 }
 
+options! {
+    /// What only `pd up` can be told.
+    Own {
+        /// Keep no KV on disk.
+        #[arg(env = "PD_NO_STORAGE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", help_heading = "KV cache")]
+        no_storage: bool,
+    }
+}
+
+/// What a file says to `pd up`.
+pub(super) fn read(file: &File) -> Result<(Own, Logs, Options), String> {
+    Ok((file.part::<Own>()?, file.part::<Logs>()?, file.rest(&[Own::KEYS, Logs::KEYS])?))
+}
+
 impl Up {
-    pub(super) fn run(self) -> ExitCode {
-        match self.serve() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("error: {error}");
-                ExitCode::from(2)
-            }
-        }
+    pub(super) fn run(self, told: &ArgMatches) -> ExitCode {
+        ended(self.serve(told))
     }
 
-    fn serve(self) -> Result<(), String> {
+    fn serve(self, told: &ArgMatches) -> Result<(), String> {
         let begin = Instant::now();
-        self.logs.start()?;
-        let mut options = match &self.config {
-            Some(file) => self.options.over(Options::read(file)?),
-            None => self.options,
-        };
+        let (own, logs, options) = read(&File::read(self.config.as_deref())?)?;
+        self.logs.over(logs).start()?;
+        let no_storage = self.own.over(own).no_storage.unwrap_or(false);
+        let mut options = self.options.over(options);
+        let origins = origins(&options.given(), told, self.config.as_deref());
         if options.mode.is_some() {
             return Err("pd up starts one worker of each mode; for --mode there is pd serve".into());
         }
         if options.journal.is_some() {
             return Err("--journal records one worker; for that there is pd serve".into());
         }
-        if self.no_storage && options.hicache_storage_dir.is_some() {
+        if no_storage && options.hicache_storage_dir.is_some() {
             return Err("--no-storage and --hicache-storage-dir contradict each other".into());
         }
-        if !self.no_storage && options.hicache_storage_dir.is_none() {
+        if !no_storage && options.hicache_storage_dir.is_none() {
             options.hicache_storage_dir = cache_folder();
         }
         let model = Model::load(&options)?;
@@ -70,10 +76,7 @@ impl Up {
         runtime.block_on(async {
             let host = options.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned());
             let port = options.port.unwrap_or(ROUTER_PORT);
-            let listener = TcpListener::bind((host.as_str(), port))
-                .await
-                .map_err(|error| format!("cannot listen at {host}:{port}: {error}; --port 0 takes a free port"))?;
-            let address = listener.local_addr().map_err(|error| error.to_string())?;
+            let (listener, address) = listen(&host, port).await?;
             // Workers are found by the router alone: any free port will do, and the key is checked there.
             let of = |mode: Mode| Options {
                 mode: Some(mode),
@@ -94,14 +97,14 @@ impl Up {
             };
             config.check().map_err(|error| error.to_string())?;
             let (close, closed) = oneshot::channel::<()>();
-            let routing = runtime.spawn(router::serve(config, listener, async move { drop(closed.await) }));
-            while !is_ready(address).await {
-                if routing.is_finished() {
-                    return Err("the router has ended before it was ready; see the log".into());
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
+            let mut routing = runtime.spawn(router::serve(config, listener, async move { drop(closed.await) }));
+            tokio::select! {
+                () = router::ready(address) => {}
+                _ = &mut routing => return Err("the router has ended before it was ready; see the log".into()),
             }
+            let mut signals = Signals::listen()?;
             eprintln!("pd {} serves {} at http://{address}", env!("CARGO_PKG_VERSION"), model.name);
+            eprintln!("  {:<9} {origins}", "options");
             eprintln!("  {:<9} {}", "model", model.about);
             eprintln!("  {:<9} http://{}, bootstrap server at port {bootstrap}", "prefill", prefill.address);
             eprintln!("  {:<9} http://{}", "decode", decode.address);
@@ -109,8 +112,7 @@ impl Up {
                 eprintln!("  {what:<9} {choice}");
             }
             eprintln!("  {:<9} {:.2} s after start", "ready", begin.elapsed().as_secs_f64());
-            let name = until_told().await?;
-            tracing::info!("{name}: draining, at most {} s; a second signal ends at once", PATIENCE.as_secs());
+            signals.asked(PATIENCE).await;
             let stop = async {
                 drop(close);
                 if !matches!(routing.await, Ok(Ok(_))) {
@@ -119,25 +121,10 @@ impl Up {
                 decode.stop(PATIENCE).await;
                 prefill.stop(PATIENCE).await;
             };
-            tokio::select! {
-                () = stop => {}
-                again = until_told() => drop(again),
-            }
+            signals.unless_again(stop).await;
             Ok(())
         })
     }
-}
-
-/// True if the router has workers to route to.
-async fn is_ready(router: SocketAddr) -> bool {
-    let ask = async {
-        let mut stream = TcpStream::connect(router).await?;
-        stream.write_all(b"GET /readiness HTTP/1.1\r\nhost: pd\r\nconnection: close\r\n\r\n").await?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await?;
-        std::io::Result::Ok(answer.starts_with(b"HTTP/1.1 200"))
-    };
-    matches!(tokio::time::timeout(Duration::from_secs(1), ask).await, Ok(Ok(true)))
 }
 
 /// Where KV is kept for a user who does not say.

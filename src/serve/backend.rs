@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::Sender;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -16,10 +15,11 @@ use pd_net::http::backend::{
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
 
 use super::clock::Clock;
 use super::compute::Sample;
-use super::shell::{NewJob, Sink, Told};
+use super::shell::{Mailbox, NewJob, Sink, Told};
 use super::status::Status;
 
 /// Finds prefill workers.
@@ -30,7 +30,7 @@ pub(crate) trait Resolve: Send + Sync {
 
 /// A worker's doorway.
 pub(crate) struct Door {
-    pub(crate) inbox: Sender<Told>,
+    pub(crate) inbox: Mailbox,
     pub(crate) info: Info,
     pub(crate) status: Status,
     pub(crate) clock: Clock,
@@ -53,7 +53,15 @@ impl Door {
     /// No new requests from here on.
     pub(crate) fn drain(&self) {
         self.is_draining.store(true, Ordering::Relaxed);
-        let _ = self.inbox.send(Told::Input(Input::Control(Control::Drain)));
+        self.tell(Input::Control(Control::Drain));
+    }
+
+    /// Tells the worker what must not be lost, without making the caller wait. There is nobody to tell once it has ended.
+    fn tell(&self, input: Input) {
+        if let Err(pd_sync::Refused::Full(told)) = self.inbox.try_send(Told::Input(input)) {
+            let inbox = Arc::clone(&self.inbox);
+            self.runtime.spawn_blocking(move || drop(inbox.send(told)));
+        }
     }
 
     fn sampling(&self, job: &Job) -> Result<Sampling, Refused> {
@@ -99,6 +107,7 @@ impl Backend for Door {
     fn submit(&self, job: Job) -> Result<mpsc::Receiver<JobEvent>, Refused> {
         let sampling = self.sampling(&job)?;
         let (sender, receiver) = events(job.limit);
+        let refusals = sender.clone();
         let now = std::time::Instant::now();
         let deadline = job.deadline.map(|deadline| {
             let left = deadline.saturating_duration_since(now);
@@ -118,36 +127,34 @@ impl Backend for Door {
             let sink = Box::new(Client { events: sender });
             Told::Job(Box::new(NewJob { submit, tokens, sampling, sink }))
         };
-        let is_gone = || Refused::Unavailable("the worker has stopped".into());
         match job.leg {
-            JobLeg::Whole => self.inbox.send(new(Leg::Whole)).map_err(|_| is_gone())?,
-            JobLeg::Prefill { room } => self.inbox.send(new(Leg::Prefill { room })).map_err(|_| is_gone())?,
+            JobLeg::Whole => hand_in(&self.inbox, new(Leg::Whole))?,
+            JobLeg::Prefill { room } => hand_in(&self.inbox, new(Leg::Prefill { room }))?,
             JobLeg::Decode { room, from: Source::Fake } => {
-                self.inbox.send(new(Leg::Decode { room, prefill: WorkerId::FAKE })).map_err(|_| is_gone())?;
+                hand_in(&self.inbox, new(Leg::Decode { room, prefill: WorkerId::FAKE }))?;
             }
             JobLeg::Decode { room, from: Source::At { host, port } } => {
                 let Some(peers) = &self.peers else {
                     return Err(Refused::Peer("this worker takes nothing over: it serves in unified mode".into()));
                 };
-                let (found, inbox) = (peers.resolve(host, port), self.inbox.clone());
-                self.runtime.spawn(async move {
-                    match found.await {
-                        // If nobody takes it any more, the client's queue closes with it.
-                        Ok(prefill) => drop(inbox.send(new(Leg::Decode { room, prefill }))),
-                        Err(problem) => {
-                            if let Told::Job(mut job) = new(Leg::Whole) {
-                                job.sink.refuse(problem);
-                            }
-                        }
+                let (found, inbox) = (peers.resolve(host, port), Arc::clone(&self.inbox));
+                let span = tracing::error_span!("handoff", request = %job.request, rid = job.rid, room = room.0);
+                let take = async move {
+                    let found = found.await.map_err(Refused::Peer);
+                    let taken = found.and_then(|prefill| hand_in(&inbox, new(Leg::Decode { room, prefill })));
+                    if let Err(refused) = taken {
+                        // The first event of a queue that holds a whole answer; it fails only if nobody listens.
+                        let _ = refusals.try_send(JobEvent::Refused(refused));
                     }
-                });
+                };
+                self.runtime.spawn(take.instrument(span));
             }
         }
         Ok(receiver)
     }
 
     fn cancel(&self, request: RequestId) {
-        let _ = self.inbox.send(Told::Input(Input::Cancel { request }));
+        self.tell(Input::Cancel { request });
     }
 
     fn info(&self) -> &Info {
@@ -155,7 +162,13 @@ impl Backend for Door {
     }
 
     fn health(&self) -> Health {
-        if self.is_draining.load(Ordering::Relaxed) { Health::Draining } else { Health::Ready }
+        if self.is_draining.load(Ordering::Relaxed) {
+            Health::Draining
+        } else if self.inbox.is_closed() {
+            Health::Failed("the worker's thread has ended; see its log".into())
+        } else {
+            Health::Ready
+        }
     }
 
     fn load(&self) -> Load {
@@ -219,20 +232,20 @@ impl Backend for Door {
                 let problem = "settings and policies of L3 are those that the worker was started with";
                 return futures_util::future::ready(Err(ControlError::Invalid(problem.into()))).boxed();
             }
-            Order::Attach(_) => {
-                self.is_attached.store(true, Ordering::Relaxed);
-                (Control::AttachStorage, "L3 is in use")
-            }
-            Order::Detach => {
-                self.is_attached.store(false, Ordering::Relaxed);
-                (Control::DetachStorage, "L3 is not used any more; operations in flight end first")
-            }
+            Order::Attach(_) => (Control::AttachStorage, "L3 is in use"),
+            Order::Detach => (Control::DetachStorage, "L3 is not used any more; operations in flight end first"),
             Order::ClearStorage => {
                 (Control::ClearStorage, "everything of this worker's namespace is being removed from L3")
             }
         };
-        let sent = self.inbox.send(Told::Input(Input::Control(control)));
-        let result = sent.map(|()| done.to_owned()).map_err(|_| ControlError::Failed("the worker has stopped".into()));
+        let sent = self.inbox.try_send(Told::Input(Input::Control(control)));
+        if sent.is_ok() && matches!(control, Control::AttachStorage | Control::DetachStorage) {
+            self.is_attached.store(control == Control::AttachStorage, Ordering::Relaxed);
+        }
+        let result = sent.map(|()| done.to_owned()).map_err(|unsent| match unsent {
+            pd_sync::Refused::Full(_) => ControlError::Busy("the worker's inbox is full; try again".into()),
+            pd_sync::Refused::Closed(_) => ControlError::Failed("the worker has stopped".into()),
+        });
         futures_util::future::ready(result).boxed()
     }
 }
@@ -268,10 +281,14 @@ impl Sink for Client {
         };
         self.put(event)
     }
+}
 
-    fn refuse(&mut self, problem: String) {
-        self.put(JobEvent::Refused(Refused::Peer(problem)));
-    }
+/// Gives the worker a job; it is refused rather than waited with where the worker does not keep up.
+fn hand_in(inbox: &Mailbox, job: Told) -> Result<(), Refused> {
+    inbox.try_send(job).map_err(|unsent| match unsent {
+        pd_sync::Refused::Full(_) => Refused::Unavailable("its inbox is full; try again later".into()),
+        pd_sync::Refused::Closed(_) => Refused::Unavailable("it has stopped".into()),
+    })
 }
 
 /// Which field of a request a refusal is about.
@@ -288,3 +305,6 @@ const fn field(error: &SamplingError) -> &'static str {
         SamplingError::Stop { .. } => "stop_token_ids",
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ use pd_core::op::{Fault, Outcome};
 pub(crate) use pd_gpu::{CpuEngine, Sample, Sampling};
 use pd_sync::Arena;
 
-use super::shell::Told;
+use super::shell::{Mailbox, Told};
 
 /// What the lane is asked for, in this order.
 pub(crate) enum ComputeTask {
@@ -53,7 +53,7 @@ pub(crate) enum ComputeTask {
 pub(crate) fn start(
     mut engine: CpuEngine,
     kv: Arc<Arena>,
-    inbox: Sender<Told>,
+    inbox: Mailbox,
 ) -> std::io::Result<(Sender<ComputeTask>, JoinHandle<()>)> {
     let (tasks, queue) = channel();
     let thread = std::thread::Builder::new().name("compute".to_owned()).spawn(move || {
@@ -90,7 +90,8 @@ fn forward(engine: &mut CpuEngine, kv: &Arena, op: OpId, mut batch: Box<Batch>) 
             Told::Done { op, outcome: Outcome::Sampled(Sampled(batch)), samples }
         }
         Err(error) => {
-            tracing::error!("a forward of {} sequences failed: {error}", batch.runs().len());
+            let requests: Vec<String> = batch.runs().iter().map(|run| run.request.to_string()).collect();
+            tracing::error!(request = requests.join(","), "a forward failed: {error}");
             Told::Done { op, outcome: Outcome::Failed(Fault::Device), samples: Vec::new() }
         }
     }

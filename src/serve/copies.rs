@@ -8,7 +8,7 @@ use pd_core::id::OpId;
 use pd_core::op::{Command, Fault, LaneKind, Outcome};
 use pd_sync::{Arena, Busy};
 
-use super::shell::Told;
+use super::shell::{Mailbox, Told};
 
 /// Both copy lanes.
 pub(crate) struct Copies {
@@ -24,11 +24,11 @@ impl Copies {
     pub(crate) fn start(
         device: &Arc<Arena>,
         host: &Arc<Arena>,
-        inbox: &Sender<Told>,
+        inbox: &Mailbox,
     ) -> std::io::Result<(Self, Vec<JoinHandle<()>>)> {
         let lane = |name: &str| {
             let (commands, queue) = channel::<(OpId, Command)>();
-            let (device, host, inbox) = (Arc::clone(device), Arc::clone(host), inbox.clone());
+            let (device, host, inbox) = (Arc::clone(device), Arc::clone(host), Arc::clone(inbox));
             let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
                 for (op, command) in queue {
                     let outcome = copy(&device, &host, &command);

@@ -12,6 +12,7 @@ pub(crate) mod clock;
 pub(crate) mod compute;
 pub(crate) mod copies;
 pub(crate) mod journal;
+pub(crate) mod listen;
 pub(crate) mod model;
 pub(crate) mod options;
 pub(crate) mod order;

@@ -1,9 +1,10 @@
 //! A model that was loaded: its engine and its text.
 
+use std::io::IsTerminal;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pd_core::batch::{Batch, Run};
 use pd_core::cost::Cost;
@@ -13,7 +14,9 @@ use pd_net::text::{Files, Text};
 use pd_sync::Arena;
 
 use super::options::{Dtype, LoadFormat, Options};
+use super::plan::bytes;
 use super::tiny;
+use crate::progress::bar;
 
 /// A model, ready for workers of this process.
 pub(crate) struct Model {
@@ -24,6 +27,8 @@ pub(crate) struct Model {
     pub(crate) path: String,
     pub(crate) model_type: String,
     pub(crate) architectures: Vec<String>,
+    /// What steps cost here.
+    pub(crate) cost: Cost,
     /// What was loaded, for the banner.
     pub(crate) about: String,
 }
@@ -75,7 +80,7 @@ impl Model {
         }
         let threads = options.threads.and_then(|threads| NonZeroUsize::new(threads as usize));
         let engine = EngineOptions { page_size, kv, weights: in_memory, threads, isa: None };
-        let engine = CpuEngine::new(&weights, engine).map_err(|error| error.to_string())?;
+        let engine = watched(&weights, || CpuEngine::new(&weights, engine)).map_err(|error| error.to_string())?;
         let facts: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
         let path = options.model_path.as_ref().map_or_else(|| "built in".to_owned(), |path| path.display().to_string());
         let name = options.served_model_name.clone().unwrap_or_else(|| match &options.model_path {
@@ -83,12 +88,13 @@ impl Model {
             None => tiny::NAME.to_owned(),
         });
         let what = if is_dummy { "random weights" } else { "weights" };
-        let about = format!(
-            "{path}, {what} {}, in {:.2} s",
-            super::plan::bytes(weights.bytes()),
-            begin.elapsed().as_secs_f64()
-        );
+        let about = format!("{path}, {what} {}, in {:.2} s", bytes(weights.bytes()), begin.elapsed().as_secs_f64());
+        if !std::io::stderr().is_terminal() {
+            // Where there is no bar to see.
+            tracing::info!("loaded {about}");
+        }
         let architectures = facts["architectures"].as_array().into_iter().flatten();
+        let cost = measure(&engine)?;
         Ok(Self {
             engine,
             text,
@@ -96,41 +102,58 @@ impl Model {
             path,
             model_type: facts["model_type"].as_str().unwrap_or("llama").to_owned(),
             architectures: architectures.filter_map(|name| Some(name.as_str()?.to_owned())).collect(),
+            cost,
             about,
         })
     }
+}
 
-    /// What steps cost on this machine, measured with one chunk and a few steps. Policies compare it with the cost of
-    /// loading KV, so an estimate will do.
-    ///
-    /// # Errors
-    /// If the engine cannot compute.
-    pub(crate) fn measure(&self) -> Result<Cost, String> {
-        let mut engine = self.engine.sibling();
-        let geometry = engine.geometry().clone();
-        let page_size = geometry.page_size;
-        let chunk = MEASURED_TOKENS.min(geometry.context / 2).max(1);
-        let pages = (chunk + MEASURED_STEPS).div_ceil(page_size) + 1;
-        let arena = Arena::new(geometry.page_bytes(page_size), pages).map_err(|error| error.to_string())?;
-        let request = RequestId(0);
-        let prompt: Vec<Token> = (0..chunk).map(|at| Token(at % geometry.vocab)).collect();
-        engine.admit(request, &prompt, Sampling::greedy()).map_err(|error| error.to_string())?;
-        let table: Vec<GpuPage> = (0..pages).map(GpuPage).collect();
-        let mut step = |start: u32, count: u32, told: u32, pages: &[GpuPage]| {
-            let mut batch = Batch::default();
-            batch.push(Run::new(request, start, count, true, told), pages);
-            let begin = Instant::now();
-            engine.forward(&mut batch, &arena).map_err(|error| error.to_string())?;
-            Ok::<u64, String>(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX))
-        };
-        let prefill = step(0, chunk, 0, &table)?;
-        let mut decode = u64::MAX;
-        for at in 0..MEASURED_STEPS {
-            decode = decode.min(step(chunk + at, 1, pages, &[])?);
-        }
-        let token_ns = prefill.saturating_sub(decode) / u64::from(chunk);
-        Ok(Cost::fixed(decode.max(1), token_ns.max(1), decode.max(1), u64::from(geometry.context)))
+/// What steps cost on this machine, measured with one chunk and a few steps. Policies compare it with the cost of
+/// loading KV, so an estimate will do.
+fn measure(engine: &CpuEngine) -> Result<Cost, String> {
+    let mut engine = engine.sibling();
+    let geometry = engine.geometry().clone();
+    let page_size = geometry.page_size;
+    let chunk = MEASURED_TOKENS.min(geometry.context / 2).max(1);
+    let pages = (chunk + MEASURED_STEPS).div_ceil(page_size) + 1;
+    let arena = Arena::new(geometry.page_bytes(page_size), pages).map_err(|error| error.to_string())?;
+    let request = RequestId(0);
+    let prompt: Vec<Token> = (0..chunk).map(|at| Token(at % geometry.vocab)).collect();
+    engine.admit(request, &prompt, Sampling::greedy()).map_err(|error| error.to_string())?;
+    let table: Vec<GpuPage> = (0..pages).map(GpuPage).collect();
+    let mut step = |start: u32, count: u32, told: u32, pages: &[GpuPage]| {
+        let mut batch = Batch::default();
+        batch.push(Run::new(request, start, count, true, told), pages);
+        let begin = Instant::now();
+        engine.forward(&mut batch, &arena).map_err(|error| error.to_string())?;
+        Ok::<u64, String>(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    };
+    let prefill = step(0, chunk, 0, &table)?;
+    let mut decode = u64::MAX;
+    for at in 0..MEASURED_STEPS {
+        decode = decode.min(step(chunk + at, 1, pages, &[])?);
     }
+    let token_ns = prefill.saturating_sub(decode) / u64::from(chunk);
+    Ok(Cost::fixed(decode.max(1), token_ns.max(1), decode.max(1), u64::from(geometry.context)))
+}
+/// Packs weights and shows how far that is.
+fn watched<T: Send>(weights: &Weights, pack: impl FnOnce() -> T + Send) -> T {
+    let watcher = std::thread::current();
+    std::thread::scope(|scope| {
+        let packing = scope.spawn(|| {
+            let packed = pack();
+            watcher.unpark();
+            packed
+        });
+        let bar = bar(&bytes(weights.bytes()), "loading {prefix} [{bar:30}] {percent} % ({elapsed}, {eta} left)");
+        bar.set_length(1000);
+        while !bar.is_hidden() && !packing.is_finished() {
+            bar.set_position((weights.share_read() * 1000.0) as u64);
+            std::thread::park_timeout(LOOK);
+        }
+        bar.finish_and_clear();
+        packing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 fn tiny_files() -> Files {
@@ -158,3 +181,5 @@ const PAGE_TOKENS: u32 = 16;
 /// What is computed to see what computing costs.
 const MEASURED_TOKENS: u32 = 64;
 const MEASURED_STEPS: u32 = 4;
+/// Time between two looks at how far the weights are.
+const LOOK: Duration = Duration::from_millis(100);

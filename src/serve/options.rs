@@ -1,148 +1,131 @@
-//! What `pd serve` can be told: by flags, by `PD_*` variables, by a TOML file; the first that says something counts.
+//! What `pd serve` can be told.
 //!
-//! Names are SGLang's wherever the meaning is the same. In the file, a key is the flag's name with underscores.
+//! Names are SGLang's wherever the meaning is the same.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use clap::Args;
 use pd_core::config::{HostPolicy, Mode, PrefetchPolicy, SchedulePolicy, WritePolicy};
 use pd_core::evict::Policy;
 use pd_sim::units::{Bytes, Count, Span};
 use serde::Deserialize;
-use serde::de::IntoDeserializer;
-use serde::de::value::{Error as ValueError, StrDeserializer};
 
-/// Declares each option once: as a flag, as a variable and as a key of the file.
-macro_rules! options {
-    ($($(#[doc = $doc:literal])+ #[arg($($arg:tt)*)] $name:ident: $type:ty,)*) => {
-        /// What was said, and `None` where nothing was.
-        #[derive(Clone, Debug, Default, Args, Deserialize)]
-        #[serde(deny_unknown_fields)]
-        pub(crate) struct Options {
-            $($(#[doc = $doc])+ #[arg(long, $($arg)*)] pub(crate) $name: Option<$type>,)*
-        }
-
-        impl Options {
-            /// What `self` says, and what `below` says where it says nothing.
-            pub(crate) fn over(self, below: Self) -> Self {
-                Self { $($name: self.$name.or(below.$name),)* }
-            }
-        }
-    };
-}
+use crate::settings::{choice, options, quantity};
 
 options! {
-    /// Model: a Hugging Face folder; without one, the tiny model inside pd.
-    #[arg(visible_alias = "model", env = "PD_MODEL_PATH", value_name = "DIR", help_heading = "Model")]
-    model_path: PathBuf,
-    /// Name of the model in answers; the folder's by default.
-    #[arg(env = "PD_SERVED_MODEL_NAME", value_name = "NAME", help_heading = "Model")]
-    served_model_name: String,
-    /// auto: the folder's weights; dummy: random ones from its config.json, the same for the same --random-seed.
-    #[arg(env = "PD_LOAD_FORMAT", value_parser = choice::<LoadFormat>, value_name = "auto|dummy", help_heading = "Model")]
-    load_format: LoadFormat,
-    /// Element type of the weights in memory: auto takes that of the files.
-    #[arg(env = "PD_DTYPE", value_parser = choice::<Dtype>, value_name = "auto|bfloat16|float32", help_heading = "Model")]
-    dtype: Dtype,
-    /// Element type of KV; part of its identity. auto: bfloat16.
-    #[arg(env = "PD_KV_CACHE_DTYPE", value_parser = choice::<Dtype>, value_name = "auto|bfloat16|float32", help_heading = "Model")]
-    kv_cache_dtype: Dtype,
-    /// Most tokens of a prompt and its answer together; the model's own limit by default.
-    #[arg(env = "PD_CONTEXT_LENGTH", value_name = "TOKENS", help_heading = "Model")]
-    context_length: u32,
-    /// Seed of dummy weights and of requests that bring none.
-    #[arg(env = "PD_RANDOM_SEED", value_name = "N", help_heading = "Model")]
-    random_seed: u64,
+    /// What a worker was told.
+    Options {
+        /// Model: a Hugging Face folder; without one, the tiny model inside pd.
+        #[arg(visible_alias = "model", env = "PD_MODEL_PATH", value_name = "DIR", help_heading = "Model")]
+        model_path: PathBuf,
+        /// Name of the model in answers; the folder's by default.
+        #[arg(env = "PD_SERVED_MODEL_NAME", value_name = "NAME", help_heading = "Model")]
+        served_model_name: String,
+        /// auto: the folder's weights; dummy: random ones from its config.json, the same for the same --random-seed.
+        #[arg(env = "PD_LOAD_FORMAT", value_parser = choice::<LoadFormat>, value_name = "auto|dummy", help_heading = "Model")]
+        load_format: LoadFormat,
+        /// Element type of the weights in memory: auto takes that of the files.
+        #[arg(env = "PD_DTYPE", value_parser = choice::<Dtype>, value_name = "auto|bfloat16|float32", help_heading = "Model")]
+        dtype: Dtype,
+        /// Element type of KV; part of its identity. auto: bfloat16.
+        #[arg(env = "PD_KV_CACHE_DTYPE", value_parser = choice::<Dtype>, value_name = "auto|bfloat16|float32", help_heading = "Model")]
+        kv_cache_dtype: Dtype,
+        /// Most tokens of a prompt and its answer together; the model's own limit by default.
+        #[arg(env = "PD_CONTEXT_LENGTH", value_name = "TOKENS", help_heading = "Model")]
+        context_length: u32,
+        /// Seed of dummy weights and of requests that bring none.
+        #[arg(env = "PD_RANDOM_SEED", value_name = "N", help_heading = "Model")]
+        random_seed: u64,
 
-    /// Threads that compute; as many as the machine has by default.
-    #[arg(env = "PD_THREADS", value_name = "N", help_heading = "Model")]
-    threads: u32,
+        /// Threads that compute; as many as the machine has by default.
+        #[arg(env = "PD_THREADS", value_name = "N", help_heading = "Model")]
+        threads: u32,
 
-    /// unified: whole requests; prefill: up to the first token, then the KV goes to a decode worker; decode: from there.
-    #[arg(visible_alias = "disaggregation-mode", env = "PD_MODE", value_parser = choice::<Mode>, value_name = "unified|prefill|decode", help_heading = "Serving")]
-    mode: Mode,
-    /// Address to listen at.
-    #[arg(env = "PD_HOST", value_name = "ADDRESS", help_heading = "Serving")]
-    host: String,
-    /// Port of the API; 0 takes a free one.
-    #[arg(env = "PD_PORT", value_name = "PORT", help_heading = "Serving")]
-    port: u16,
-    /// Requests must bring it as a bearer token.
-    #[arg(env = "PD_API_KEY", hide_env_values = true, value_name = "KEY", help_heading = "Serving")]
-    api_key: String,
-    /// Most sequences computed at once.
-    #[arg(env = "PD_MAX_RUNNING_REQUESTS", value_name = "N", help_heading = "Serving")]
-    max_running_requests: u32,
-    /// Most requests that wait; more are refused with 429.
-    #[arg(env = "PD_MAX_QUEUED_REQUESTS", value_name = "N", help_heading = "Serving")]
-    max_queued_requests: u32,
-    /// Most prompt tokens of one forward.
-    #[arg(env = "PD_CHUNKED_PREFILL_SIZE", value_name = "TOKENS", help_heading = "Serving")]
-    chunked_prefill_size: u32,
-    /// Order of admission.
-    #[arg(env = "PD_SCHEDULE_POLICY", value_parser = choice::<SchedulePolicy>, value_name = "POLICY", help_heading = "Serving")]
-    schedule_policy: SchedulePolicy,
-    /// Decode rows ride along with prefill chunks.
-    #[arg(env = "PD_ENABLE_MIXED_CHUNK", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", help_heading = "Serving")]
-    enable_mixed_chunk: bool,
-    /// Wait for each forward before the next is planned.
-    #[arg(env = "PD_DISABLE_OVERLAP_SCHEDULE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", help_heading = "Serving")]
-    disable_overlap_schedule: bool,
-    /// Deadline of each request, like 60s; none by default.
-    #[arg(env = "PD_REQUEST_TIMEOUT", value_parser = quantity::<Span>, value_name = "SPAN", help_heading = "Serving")]
-    request_timeout: Span,
+        /// unified: whole requests; prefill: up to the first token, then the KV goes to a decode worker; decode: from there.
+        #[arg(visible_alias = "disaggregation-mode", env = "PD_MODE", value_parser = choice::<Mode>, value_name = "unified|prefill|decode", help_heading = "Serving")]
+        mode: Mode,
+        /// Address to listen at.
+        #[arg(env = "PD_HOST", value_name = "ADDRESS", help_heading = "Serving")]
+        host: String,
+        /// Port of the API; 0 takes a free one.
+        #[arg(env = "PD_PORT", value_name = "PORT", help_heading = "Serving")]
+        port: u16,
+        /// Requests must bring it as a bearer token.
+        #[arg(env = "PD_API_KEY", hide_env_values = true, value_name = "KEY", help_heading = "Serving")]
+        api_key: String,
+        /// Most sequences computed at once.
+        #[arg(env = "PD_MAX_RUNNING_REQUESTS", value_name = "N", help_heading = "Serving")]
+        max_running_requests: u32,
+        /// Most requests that wait; more are refused with 429.
+        #[arg(env = "PD_MAX_QUEUED_REQUESTS", value_name = "N", help_heading = "Serving")]
+        max_queued_requests: u32,
+        /// Most prompt tokens of one forward.
+        #[arg(env = "PD_CHUNKED_PREFILL_SIZE", value_name = "TOKENS", help_heading = "Serving")]
+        chunked_prefill_size: u32,
+        /// Order of admission.
+        #[arg(env = "PD_SCHEDULE_POLICY", value_parser = choice::<SchedulePolicy>, value_name = "POLICY", help_heading = "Serving")]
+        schedule_policy: SchedulePolicy,
+        /// Decode rows ride along with prefill chunks.
+        #[arg(env = "PD_ENABLE_MIXED_CHUNK", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", help_heading = "Serving")]
+        enable_mixed_chunk: bool,
+        /// Wait for each forward before the next is planned.
+        #[arg(env = "PD_DISABLE_OVERLAP_SCHEDULE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", help_heading = "Serving")]
+        disable_overlap_schedule: bool,
+        /// Deadline of each request, like 60s; none by default.
+        #[arg(env = "PD_REQUEST_TIMEOUT", value_parser = quantity::<Span>, value_name = "SPAN", help_heading = "Serving")]
+        request_timeout: Span,
 
-    /// Tokens per page.
-    #[arg(env = "PD_PAGE_SIZE", value_name = "TOKENS", help_heading = "KV cache")]
-    page_size: u32,
-    /// Tokens of L1, like 64k; by default eight contexts, or what a quarter of the free memory holds.
-    #[arg(env = "PD_MAX_TOTAL_TOKENS", value_parser = quantity::<Count>, value_name = "TOKENS", help_heading = "KV cache")]
-    max_total_tokens: Count,
-    /// What L1 drops first.
-    #[arg(env = "PD_RADIX_EVICTION_POLICY", value_parser = choice::<Policy>, value_name = "POLICY", help_heading = "KV cache")]
-    radix_eviction_policy: Policy,
-    /// Tokens of L2 per token of L1; 0 for no L2. By default 2 where there is an L3, else 0.
-    #[arg(env = "PD_HICACHE_RATIO", value_name = "RATIO", help_heading = "KV cache")]
-    hicache_ratio: f64,
-    /// Size of L2, like 4GiB (a plain number: GB); overrides --hicache-ratio.
-    #[arg(env = "PD_HICACHE_SIZE", value_parser = gigabytes, value_name = "BYTES", help_heading = "KV cache")]
-    hicache_size: Bytes,
-    /// When pages are written down.
-    #[arg(env = "PD_HICACHE_WRITE_POLICY", value_parser = choice::<WritePolicy>, value_name = "write_through|write_through_selective|write_back", help_heading = "KV cache")]
-    hicache_write_policy: WritePolicy,
-    /// Whether L2 keeps copies of what L1 has.
-    #[arg(env = "PD_HICACHE_HOST_POLICY", value_parser = choice::<HostPolicy>, value_name = "inclusive|exclusive", help_heading = "KV cache")]
-    hicache_host_policy: HostPolicy,
-    /// Folder of L3; without one there is no L3. Workers of one host may share it.
-    #[arg(env = "PD_HICACHE_STORAGE_DIR", value_name = "DIR", help_heading = "KV cache")]
-    hicache_storage_dir: PathBuf,
-    /// Most bytes of L3, like 64GiB (a plain number: GB).
-    #[arg(env = "PD_HICACHE_STORAGE_SIZE", value_parser = gigabytes, value_name = "BYTES", help_heading = "KV cache")]
-    hicache_storage_size: Bytes,
-    /// How long requests wait for L3.
-    #[arg(env = "PD_HICACHE_STORAGE_PREFETCH_POLICY", value_parser = choice::<PrefetchPolicy>, value_name = "best_effort|wait_complete|timeout", help_heading = "KV cache")]
-    hicache_storage_prefetch_policy: PrefetchPolicy,
-    /// Fewest tokens worth a prefetch from L3.
-    #[arg(env = "PD_PREFETCH_THRESHOLD", value_name = "TOKENS", help_heading = "KV cache")]
-    prefetch_threshold: u32,
+        /// Tokens per page.
+        #[arg(env = "PD_PAGE_SIZE", value_name = "TOKENS", help_heading = "KV cache")]
+        page_size: u32,
+        /// Tokens of L1, like 64k; by default eight contexts, or what a quarter of the free memory holds.
+        #[arg(env = "PD_MAX_TOTAL_TOKENS", value_parser = quantity::<Count>, value_name = "TOKENS", help_heading = "KV cache")]
+        max_total_tokens: Count,
+        /// What L1 drops first.
+        #[arg(env = "PD_RADIX_EVICTION_POLICY", value_parser = choice::<Policy>, value_name = "POLICY", help_heading = "KV cache")]
+        radix_eviction_policy: Policy,
+        /// Tokens of L2 per token of L1; 0 for no L2. By default 2 where there is an L3, else 0.
+        #[arg(env = "PD_HICACHE_RATIO", value_name = "RATIO", help_heading = "KV cache")]
+        hicache_ratio: f64,
+        /// Size of L2, like 4GiB (a plain number: GB); overrides --hicache-ratio.
+        #[arg(env = "PD_HICACHE_SIZE", value_parser = gigabytes, value_name = "BYTES", help_heading = "KV cache")]
+        hicache_size: Bytes,
+        /// When pages are written down.
+        #[arg(env = "PD_HICACHE_WRITE_POLICY", value_parser = choice::<WritePolicy>, value_name = "write_through|write_through_selective|write_back", help_heading = "KV cache")]
+        hicache_write_policy: WritePolicy,
+        /// Whether L2 keeps copies of what L1 has.
+        #[arg(env = "PD_HICACHE_HOST_POLICY", value_parser = choice::<HostPolicy>, value_name = "inclusive|exclusive", help_heading = "KV cache")]
+        hicache_host_policy: HostPolicy,
+        /// Folder of L3; without one there is no L3. Workers of one host may share it.
+        #[arg(env = "PD_HICACHE_STORAGE_DIR", value_name = "DIR", help_heading = "KV cache")]
+        hicache_storage_dir: PathBuf,
+        /// Most bytes of L3, like 64GiB (a plain number: GB).
+        #[arg(env = "PD_HICACHE_STORAGE_SIZE", value_parser = gigabytes, value_name = "BYTES", help_heading = "KV cache")]
+        hicache_storage_size: Bytes,
+        /// How long requests wait for L3.
+        #[arg(env = "PD_HICACHE_STORAGE_PREFETCH_POLICY", value_parser = choice::<PrefetchPolicy>, value_name = "best_effort|wait_complete|timeout", help_heading = "KV cache")]
+        hicache_storage_prefetch_policy: PrefetchPolicy,
+        /// Fewest tokens worth a prefetch from L3.
+        #[arg(env = "PD_PREFETCH_THRESHOLD", value_name = "TOKENS", help_heading = "KV cache")]
+        prefetch_threshold: u32,
 
-    /// What carries KV between workers. auto: shared memory on one host, TCP elsewhere; fake: nothing, for measuring one
-    /// side alone.
-    #[arg(env = "PD_DISAGGREGATION_TRANSFER_BACKEND", value_parser = choice::<Backend>, value_name = "auto|tcp|shm|fake", help_heading = "Disaggregation")]
-    disaggregation_transfer_backend: Backend,
-    /// Port of a prefill worker's bootstrap server.
-    #[arg(env = "PD_DISAGGREGATION_BOOTSTRAP_PORT", value_name = "PORT", help_heading = "Disaggregation")]
-    disaggregation_bootstrap_port: u16,
-    /// Longest wait for the other end of a hand-off to show up.
-    #[arg(env = "PD_DISAGGREGATION_BOOTSTRAP_TIMEOUT", value_parser = quantity::<Span>, value_name = "SPAN", help_heading = "Disaggregation")]
-    disaggregation_bootstrap_timeout: Span,
-    /// Longest wait for a hand-off.
-    #[arg(env = "PD_DISAGGREGATION_WAITING_TIMEOUT", value_parser = quantity::<Span>, value_name = "SPAN", help_heading = "Disaggregation")]
-    disaggregation_waiting_timeout: Span,
+        /// What carries KV between workers. auto: shared memory on one host, TCP elsewhere; fake: nothing, for measuring one
+        /// side alone.
+        #[arg(env = "PD_DISAGGREGATION_TRANSFER_BACKEND", value_parser = choice::<Backend>, value_name = "auto|tcp|shm|fake", help_heading = "Disaggregation")]
+        disaggregation_transfer_backend: Backend,
+        /// Port of a prefill worker's bootstrap server.
+        #[arg(env = "PD_DISAGGREGATION_BOOTSTRAP_PORT", value_name = "PORT", help_heading = "Disaggregation")]
+        disaggregation_bootstrap_port: u16,
+        /// Longest wait for the other end of a hand-off to show up.
+        #[arg(env = "PD_DISAGGREGATION_BOOTSTRAP_TIMEOUT", value_parser = quantity::<Span>, value_name = "SPAN", help_heading = "Disaggregation")]
+        disaggregation_bootstrap_timeout: Span,
+        /// Longest wait for a hand-off.
+        #[arg(env = "PD_DISAGGREGATION_WAITING_TIMEOUT", value_parser = quantity::<Span>, value_name = "SPAN", help_heading = "Disaggregation")]
+        disaggregation_waiting_timeout: Span,
 
-    /// Record each input of the worker for `pd replay`.
-    #[arg(env = "PD_JOURNAL", value_name = "FILE", help_heading = "Observing")]
-    journal: PathBuf,
+        /// Record each input of the worker for `pd replay`.
+        #[arg(env = "PD_JOURNAL", value_name = "FILE", help_heading = "Observing")]
+        journal: PathBuf,
+    }
 }
 
 /// Where weights come from.
@@ -184,28 +167,6 @@ pub(crate) enum Backend {
     Shm,
     /// Nothing.
     Fake,
-}
-
-impl Options {
-    /// Reads a TOML file.
-    ///
-    /// # Errors
-    /// What is wrong with it, with file and line.
-    pub(crate) fn read(path: &Path) -> Result<Self, String> {
-        let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-        toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
-    }
-}
-
-/// One of a few words, as the file takes them.
-pub(crate) fn choice<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, String> {
-    let words: StrDeserializer<'_, ValueError> = text.into_deserializer();
-    T::deserialize(words).map_err(|error| error.to_string())
-}
-
-/// A number with a unit, as the file takes them.
-fn quantity<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, String> {
-    choice(text)
 }
 
 /// Bytes with a unit, or a plain number of GB, as SGLang takes them.

@@ -1,7 +1,6 @@
 //! A worker's peers: connections for messages, a wire for KV, and the fence between the two.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use pd_core::message::Message;
 use pd_core::op::{Fault, Input, Outcome, Push};
 use pd_net::ctrl::bootstrap::client::{AskError, Client};
 use pd_net::ctrl::bootstrap::{self, Announcement, Bootstrap, BootstrapConfig};
-use pd_net::ctrl::{Events, Life, Peers as Connections, PeersConfig};
+use pd_net::ctrl::{Events, Life, Peers as Connections, PeersConfig, address};
 use pd_net::wire::{Done, Endpoint, Fake, Receiver, ReceiverConfig, Transport, Wire as Carrier, WireConfig};
 use pd_sync::Arena;
 use tokio::runtime::Handle;
@@ -21,7 +20,7 @@ use tokio::task::JoinHandle;
 
 use super::backend::Resolve;
 use super::options::{Backend, Options};
-use super::shell::{Told, Wire};
+use super::shell::{Mailbox, Told, Wire};
 
 /// The peers of a worker that hands over or takes over.
 pub(crate) struct Peers {
@@ -42,13 +41,13 @@ struct Ends {
 /// Tells the wire and the worker's thread what becomes of connections.
 struct Ear {
     transport: Arc<dyn Transport>,
-    inbox: Mutex<Sender<Told>>,
+    inbox: Mailbox,
 }
 
 impl Ear {
     fn tell(&self, input: Input) {
         // Fails only when the worker has ended.
-        let _ = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).send(Told::Input(input));
+        let _ = self.inbox.send(Told::Input(input));
     }
 }
 
@@ -76,7 +75,7 @@ pub(crate) async fn start(
     options: &Options,
     config: &WorkerConfig,
     page_bytes: usize,
-    inbox: &Sender<Told>,
+    inbox: &Mailbox,
     runtime: &Handle,
 ) -> Result<(Arc<Arena>, Peers), String> {
     let host = options.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned());
@@ -93,7 +92,7 @@ pub(crate) async fn start(
         }),
     };
     let arena = arena.map(Arc::new).map_err(|error| format!("no memory for L1: {error}"))?;
-    let answers = inbox.clone();
+    let answers = Arc::clone(inbox);
     let done: Done = Arc::new(move |op: OpId, outcome: Outcome| {
         let _ = answers.send(Told::Done { op, outcome, samples: Vec::new() });
     });
@@ -106,7 +105,7 @@ pub(crate) async fn start(
         }
     };
     let listen = ReceiverConfig {
-        listen: join(&host, 0),
+        listen: address(&host, 0),
         // The worker's thread waits for it, so not for long: what cannot be revoked yet is tried again.
         revoke_timeout: Duration::from_millis(20),
         ..ReceiverConfig::new(worker, epoch)
@@ -117,15 +116,15 @@ pub(crate) async fn start(
     };
     let receiver = receiver.map_err(|error| format!("the wire cannot listen at {host}: {error}"))?;
     let wire_address = receiver.address().to_string();
-    let ear = Ear { transport: Arc::clone(&transport), inbox: Mutex::new(inbox.clone()) };
-    let listen = PeersConfig { listen: join(&host, 0), ..PeersConfig::new(worker, epoch, wire_address.clone()) };
+    let ear = Ear { transport: Arc::clone(&transport), inbox: Arc::clone(inbox) };
+    let listen = PeersConfig { listen: address(&host, 0), ..PeersConfig::new(worker, epoch, wire_address.clone()) };
     let connections = Connections::listen(listen, Arc::new(ear));
     let connections =
         connections.map(Arc::new).map_err(|error| format!("no control connections at {host}: {error}"))?;
     let bootstrap_port = options.disaggregation_bootstrap_port.unwrap_or(bootstrap::PORT);
     let bootstrap = match config.mode {
         Mode::Prefill => {
-            let settings = BootstrapConfig { listen: join(&host, bootstrap_port), ..BootstrapConfig::new(worker) };
+            let settings = BootstrapConfig { listen: address(&host, bootstrap_port), ..BootstrapConfig::new(worker) };
             let server = Bootstrap::start(settings).await.map_err(|error| {
                 format!(
                     "the bootstrap server cannot listen at {host}:{bootstrap_port}: {error}; \
@@ -185,9 +184,9 @@ impl Peers {
         self.bootstrap.as_ref().map(|(server, _)| server.address().port())
     }
 
-    /// Lets pushes end, then closes everything.
-    pub(crate) async fn stop(self) {
-        if let Some((server, keeping)) = self.bootstrap {
+    /// Takes no new hand-offs and lets pushes end. Connections end when this is dropped; the inbox is to be closed by then.
+    pub(crate) async fn stop(&mut self) {
+        if let Some((server, keeping)) = self.bootstrap.take() {
             keeping.abort();
             server.stop().await;
         }
@@ -287,10 +286,6 @@ pub(crate) fn none() -> Arc<dyn Wire> {
         }
     }
     Arc::new(None)
-}
-
-fn join(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 /// Longest wait for one answer of a bootstrap server.

@@ -10,7 +10,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use pd_core::event::Event;
@@ -19,6 +18,7 @@ use pd_core::message::Message;
 use pd_core::op::{Command, Fault, Input, LaneKind, Leg, Outcome, Output, Push, Submit};
 use pd_core::pump::Pump;
 use pd_core::worker::Worker;
+use pd_sync::{Inbox, Received};
 
 use super::clock::Clock;
 use super::compute::{ComputeTask, Sample, Sampling};
@@ -41,8 +41,34 @@ pub(crate) enum Told {
         /// What a forward says of its tokens to those who asked.
         samples: Vec<(RequestId, Sample)>,
     },
-    /// To end.
-    Stop,
+}
+
+/// What a worker is told waits here. Full, it holds back whoever sends:
+///
+/// - lanes wait for room. The thread never waits for a lane, whose queue takes every command at once, so there will be
+///   room; and a lane answers no command from inside the call that starts it, so the thread never sends to itself (a
+///   storage lane that is closed would: it is closed after the thread has ended);
+/// - peers wait, too, which holds back the other end of their connection;
+/// - the API edge does not: it refuses requests (503).
+pub(crate) type Mailbox = Arc<Inbox<Told>>;
+
+/// The end that hears. Once it is gone nobody waits for room any more, and what waits inside is dropped: clients of jobs
+/// among that see their queue close.
+pub(crate) struct Hearing(Mailbox);
+
+impl Hearing {
+    /// An inbox, and the end that hears.
+    pub(crate) fn open() -> (Mailbox, Self) {
+        let inbox = Arc::new(Inbox::new(INBOX_ITEMS_MAX));
+        (Arc::clone(&inbox), Self(inbox))
+    }
+}
+
+impl Drop for Hearing {
+    fn drop(&mut self) {
+        self.0.close();
+        while self.0.try_recv().is_some() {}
+    }
 }
 
 /// A request on its way to the machine.
@@ -59,8 +85,6 @@ pub(crate) struct NewJob {
 pub(crate) trait Sink: Send {
     /// Takes an event, with what is known of a token beside its number. False if nobody listens any more.
     fn event(&mut self, event: Event, sample: Option<Sample>) -> bool;
-    /// It never came to the worker, because its prefill worker cannot be used.
-    fn refuse(&mut self, problem: String);
 }
 
 /// The lanes of a worker, from the outside: each takes a command and answers it once with [`Told::Done`].
@@ -86,7 +110,7 @@ pub(crate) trait Wire: Send + Sync {
 pub(crate) struct Shell {
     pump: Pump<Worker, Option<Journal>>,
     clock: Clock,
-    inbox: Receiver<Told>,
+    inbox: Hearing,
     lanes: Lanes,
     publisher: Publisher,
     orders: Orders,
@@ -117,7 +141,7 @@ impl Shell {
         worker: Worker,
         journal: Option<Journal>,
         clock: Clock,
-        inbox: Receiver<Told>,
+        inbox: Hearing,
         lanes: Lanes,
         publisher: Publisher,
     ) -> Self {
@@ -137,20 +161,21 @@ impl Shell {
         }
     }
 
-    /// Works until it is told to stop, or everybody who could tell it something is gone.
+    /// Works until the inbox is closed and empty.
     pub(crate) fn run(mut self) {
         loop {
             let due = self.pump.deadline().map(|(at, _)| Duration::from_nanos(at.ns_since(self.clock.now())));
             let rest = self.publisher.patience();
-            match self.inbox.recv_timeout(due.map_or(rest, |due| due.min(rest))) {
-                Ok(Told::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-                Ok(told) => {
+            let until = std::time::Instant::now() + due.map_or(rest, |due| due.min(rest));
+            match self.inbox.0.recv_until(Some(until)) {
+                Received::Closed => break,
+                Received::Item(told) => {
                     self.take(told);
                     // Deadlines are kept also where the inbox is never empty.
                     self.tick();
                     self.publisher.publish(&self.pump.machine, false);
                 }
-                Err(RecvTimeoutError::Timeout) => {
+                Received::Timeout => {
                     self.tick();
                     self.hear_held();
                     if let Some(journal) = &mut self.pump.tap {
@@ -188,7 +213,6 @@ impl Shell {
                 self.ended(op);
                 self.feed(Input::Done { op, outcome });
             }
-            Told::Stop => {}
         }
         self.answer_unstarted();
     }
@@ -352,3 +376,9 @@ fn start(lanes: &Lanes, op: OpId, command: Command) {
         }
     }
 }
+
+/// Items in an inbox: several for each request and command that may be under way.
+const INBOX_ITEMS_MAX: usize = 8192;
+
+#[cfg(test)]
+mod tests;

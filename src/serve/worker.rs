@@ -3,18 +3,18 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use pd_core::codec::Sink as _;
 use pd_core::config::StorageMode;
+use pd_core::digest::Digest;
 use pd_core::id::{Epoch, WorkerId};
 use pd_core::worker::Worker;
 use pd_net::http::backend::{Info, StorageInfo};
 use pd_net::http::{self, Edge, EdgeConfig};
 use pd_net::store::{StorageLane, Store, StoreConfig};
 use pd_sync::Arena;
-use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -23,11 +23,12 @@ use super::clock::Clock;
 use super::compute;
 use super::copies::Copies;
 use super::journal::Journal;
+use super::listen::listen;
 use super::model::Model;
 use super::options::Options;
 use super::peers::{self, Peers};
 use super::plan::{Identity, Plan, is_disaggregated, plan};
-use super::shell::{Lanes, Shell, Told};
+use super::shell::{Hearing, Lanes, Mailbox, Shell, Told};
 use super::status::{Publisher, Status};
 
 /// A worker that serves.
@@ -40,10 +41,10 @@ pub(crate) struct Running {
     pub(crate) choices: Vec<(&'static str, String)>,
     door: Arc<Door>,
     edge: Arc<Edge>,
-    inbox: Sender<Told>,
+    inbox: Mailbox,
     shell: JoinHandle<()>,
     peers: Option<Peers>,
-    storage: Option<Arc<std::sync::Mutex<StorageLane>>>,
+    storage: Option<Arc<StorageLane>>,
     close: Option<oneshot::Sender<()>>,
 }
 
@@ -54,10 +55,7 @@ pub(crate) struct Running {
 pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) -> Result<Running, String> {
     let host = options.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned());
     let port = options.port.unwrap_or(PORT);
-    let listener = TcpListener::bind((host.as_str(), port))
-        .await
-        .map_err(|error| format!("cannot listen at {host}:{port}: {error}; --port 0 takes a free port"))?;
-    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    let (listener, address) = listen(&host, port).await?;
     let identity = Identity { worker: worker_id(address), epoch: epoch() };
     let geometry = model.engine.geometry();
     let Plan { config, namespace, page_bytes, storage_bytes, mut choices } =
@@ -66,13 +64,16 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
         Arena::new(page_bytes, pages).map(Arc::new).map_err(|error| format!("no memory for {tier}: {error}"))
     };
     let host_memory = arena(config.kv.host_pages, "L2")?;
-    let cost = model.measure()?;
-    let (inbox, told) = channel();
-    let (device, peers) = if is_disaggregated(config.mode) {
-        let (device, peers) = peers::start(options, &config, page_bytes, &inbox, runtime).await?;
-        (device, Some(peers))
+    // Should the start fail: the inbox is closed before peers are dropped, whose threads may be waiting for it.
+    let peers;
+    let (inbox, hearing) = Hearing::open();
+    let device = if is_disaggregated(config.mode) {
+        let (device, started) = peers::start(options, &config, page_bytes, &inbox, runtime).await?;
+        peers = Some(started);
+        device
     } else {
-        (arena(config.kv.gpu_pages, "L1")?, None)
+        peers = None;
+        arena(config.kv.gpu_pages, "L1")?
     };
     let storage = match &options.hicache_storage_dir {
         Some(dir) => {
@@ -80,7 +81,7 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
             settings.bytes_max = Some(storage_bytes);
             let (store, report) = Store::open(settings).map_err(|error| error.to_string())?;
             choices.push(("L3 holds", report.to_string()));
-            let answers = inbox.clone();
+            let answers = Arc::clone(&inbox);
             let lane = StorageLane::start(
                 store,
                 Arc::clone(&host_memory),
@@ -90,26 +91,24 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
                     let _ = answers.send(Told::Done { op, outcome, samples: Vec::new() });
                 },
             );
-            Some(Arc::new(std::sync::Mutex::new(lane.map_err(|error| error.to_string())?)))
+            Some(Arc::new(lane.map_err(|error| error.to_string())?))
         }
         None => None,
     };
-    let (tasks, _) = compute::start(model.engine.sibling(), Arc::clone(&device), inbox.clone())
+    let (tasks, _) = compute::start(model.engine.sibling(), Arc::clone(&device), Arc::clone(&inbox))
         .map_err(|error| format!("no thread to compute: {error}"))?;
     let (copies, _) = Copies::start(&device, &host_memory, &inbox).map_err(|error| error.to_string())?;
     let lanes = Lanes {
         compute: Box::new(move |task| drop(tasks.send(task))),
         copy: Box::new(move |op, command| copies.start_copy(op, command)),
-        storage: storage.clone().map(|lane| {
-            Box::new(move |op, command| {
-                lane.lock().unwrap_or_else(std::sync::PoisonError::into_inner).submit(op, command);
-            }) as Box<dyn Fn(_, _) + Send>
-        }),
+        storage: storage
+            .clone()
+            .map(|lane| Box::new(move |op, command| lane.submit(op, command)) as Box<dyn Fn(_, _) + Send>),
         wire: peers.as_ref().map_or_else(peers::none, Peers::wire),
     };
     let journal = match &options.journal {
         Some(path) => Some(
-            Journal::begin(path, &format!("{} at {address}", model.name), &config, &cost)
+            Journal::begin(path, &format!("{} at {address}", model.name), &config, &model.cost)
                 .map_err(|error| format!("cannot write the journal {}: {error}", path.display()))?,
         ),
         None => None,
@@ -132,7 +131,7 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
         settings: settings(&config),
     };
     let door = Arc::new(Door {
-        inbox: inbox.clone(),
+        inbox: Arc::clone(&inbox),
         status: status.clone(),
         clock,
         runtime: runtime.clone(),
@@ -151,8 +150,8 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
         is_attached: AtomicBool::new(config.kv.storage != StorageMode::None),
         info,
     });
-    let worker = Worker::new(config, cost).map_err(|error| error.to_string())?;
-    let shell = Shell::new(worker, journal, clock, told, lanes, Publisher::new(status));
+    let worker = Worker::new(config, model.cost.clone()).map_err(|error| error.to_string())?;
+    let shell = Shell::new(worker, journal, clock, hearing, lanes, Publisher::new(status));
     let shell = std::thread::Builder::new()
         .name("worker".to_owned())
         .spawn(move || shell.run())
@@ -183,16 +182,17 @@ impl Running {
             tracing::warn!("{left} requests are cut off after {} s", patience.as_secs());
         }
         drop(self.close.take());
-        if let Some(peers) = self.peers.take() {
+        if let Some(peers) = &mut self.peers {
             peers.stop().await;
         }
-        let _ = self.inbox.send(Told::Stop);
-        let (shell, storage) = (self.shell, self.storage.take());
+        // First the inbox: from here on nobody waits for it. Then the thread, which ends when all inside is heard; then its
+        // lanes, which answer nobody; then connections.
+        self.inbox.close();
+        let (shell, storage, peers) = (self.shell, self.storage, self.peers);
         let joined = tokio::task::spawn_blocking(move || {
-            if let Some(storage) = storage {
-                storage.lock().unwrap_or_else(std::sync::PoisonError::into_inner).close();
-            }
-            shell.join()
+            let joined = shell.join();
+            drop((storage, peers));
+            joined
         });
         if !matches!(joined.await, Ok(Ok(()))) {
             tracing::error!("the worker's thread died");
@@ -200,14 +200,12 @@ impl Running {
     }
 }
 
-/// The name of a worker: from its address, so that a restart has the same one.
+/// The name of a worker: 31 bits of a fingerprint of its address, so that a restart has the same one.
 fn worker_id(address: SocketAddr) -> WorkerId {
-    let mut id = 0_u32;
-    for byte in address.to_string().bytes() {
-        // FNV-1a.
-        id = (id ^ u32::from(byte)).wrapping_mul(16_777_619).wrapping_add(2_166_136_261);
-    }
-    WorkerId(id & 0x7fff_ffff)
+    let mut digest = Digest::new();
+    digest.bytes(address.to_string().as_bytes());
+    // The rest is for names that are no worker's.
+    WorkerId(digest.finish() as u32 >> 1)
 }
 
 /// The number of this life: tenths of a second since 2026, so that a later one is larger.

@@ -144,6 +144,12 @@ impl<T> Inbox<T> {
         self.drained.notify_all();
     }
 
+    /// True once it is closed; items may still be inside.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.lock().is_closed
+    }
+
     /// Items inside.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -2,13 +2,14 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::process::PATIENCE;
 
-/// Sends a request; the status, and the body.
-pub(crate) fn ask(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
+/// Sends a request whose answer is read later, or never.
+pub(crate) fn send(address: &str, method: &str, path: &str, body: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).expect("the server takes connections");
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     let head = format!(
@@ -18,6 +19,11 @@ pub(crate) fn ask(address: &str, method: &str, path: &str, body: &str) -> (u16, 
     );
     stream.write_all(head.as_bytes()).expect("sent");
     stream.write_all(body.as_bytes()).expect("sent");
+    stream
+}
+
+/// The answer to a request that was sent: the status, and the body.
+pub(crate) fn receive(mut stream: TcpStream) -> (u16, String) {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).expect("an answer in time");
     let answer = String::from_utf8(answer).expect("UTF-8");
@@ -25,6 +31,29 @@ pub(crate) fn ask(address: &str, method: &str, path: &str, body: &str) -> (u16, 
     let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("a status");
     let is_chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
     (status, if is_chunked { dechunked(rest) } else { rest.to_owned() })
+}
+
+/// Sends a request; the status, and the body.
+pub(crate) fn ask(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
+    receive(send(address, method, path, body))
+}
+
+/// One of a worker's own numbers, by the name that `/metrics` gives it.
+pub(crate) fn metric(address: &str, name: &str) -> u64 {
+    let (status, text) = ask(address, "GET", "/metrics", "");
+    assert_eq!(status, 200, "{text}");
+    let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+    let value = line.and_then(|line| line.rsplit(' ').next()).and_then(|word| word.parse::<f64>().ok());
+    value.unwrap_or_else(|| panic!("no {name} in:\n{text}")) as u64
+}
+
+/// Waits until such a number is at least this.
+pub(crate) fn until(address: &str, name: &str, least: u64) {
+    let begin = Instant::now();
+    while metric(address, name) < least {
+        assert!(begin.elapsed() < PATIENCE, "{name} stays below {least}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Posts JSON; the answer must be good.

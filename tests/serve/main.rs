@@ -4,6 +4,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "real processes take real time")]
 
+mod ends;
 mod http;
 mod process;
 mod restart;

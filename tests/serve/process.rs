@@ -42,10 +42,17 @@ pub(crate) struct Pd {
 impl Pd {
     /// Starts `pd` and waits until it is ready.
     pub(crate) fn start(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, &[])
+    }
+
+    /// The same, with variables.
+    pub(crate) fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let folder = Folder::new("log");
         let log = folder.0.join("log");
         let file = File::create(&log).expect("a log");
-        let child = command(arguments).stdout(Stdio::null()).stderr(file).spawn().expect("pd starts");
+        let mut command = command(arguments);
+        command.envs(variables.iter().copied()).stdout(Stdio::null()).stderr(file);
+        let child = command.spawn().expect("pd starts");
         let mut pd = Self { child, log, address: String::new(), _folder: folder };
         let begin = Instant::now();
         loop {
@@ -83,13 +90,32 @@ impl Pd {
         self.child.wait().expect("its own child");
     }
 
-    /// As SIGTERM; how it ended.
-    pub(crate) fn terminate(mut self) -> (ExitStatus, String) {
+    /// Sends SIGTERM.
+    pub(crate) fn signal(&self) {
         let status = Command::new("kill").arg(self.child.id().to_string()).status().expect("a shell's kill");
         assert!(status.success());
+    }
+
+    /// Waits until its log has this.
+    pub(crate) fn says(&self, what: &str) {
+        let begin = Instant::now();
+        while !self.log().contains(what) {
+            assert!(begin.elapsed() < PATIENCE, "no {what:?} in:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits for its end: how it was, and its log.
+    pub(crate) fn wait(mut self) -> (ExitStatus, String) {
         let status = self.child.wait().expect("its own child");
         let log = self.log();
         (status, log)
+    }
+
+    /// As SIGTERM; how it ended.
+    pub(crate) fn terminate(self) -> (ExitStatus, String) {
+        self.signal();
+        self.wait()
     }
 }
 
@@ -112,5 +138,5 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
     command
 }
 
-/// Longest wait for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest wait for anything. Prompts of thousands of tokens take a minute without optimisation on a machine that is busy.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(240);

@@ -2,38 +2,8 @@
 
 use serde_json::json;
 
-use crate::http::{ask, generate, post, tokens};
-use crate::process::{Folder, PATIENCE, Pd};
-
-/// Waits until L3 has the pages of a prompt, as the worker's own counters say.
-fn persisted(address: &str, pages: u64) {
-    let begin = std::time::Instant::now();
-    loop {
-        let (status, text) = ask(address, "GET", "/metrics", "");
-        assert_eq!(status, 200);
-        let line = text.lines().find(|line| line.starts_with("pd_persist_pages_total"));
-        let count = line.and_then(|line| line.rsplit(' ').next()).and_then(|word| word.parse::<f64>().ok());
-        if count.is_some_and(|count| count as u64 >= pages) {
-            return;
-        }
-        assert!(begin.elapsed() < PATIENCE, "{pages} pages are not in L3: {line:?}");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-}
-
-/// Waits until a worker says that it has fetched from L3.
-fn fetched(address: &str) {
-    let begin = std::time::Instant::now();
-    loop {
-        let (_, metrics) = ask(address, "GET", "/metrics", "");
-        let hits = metrics.lines().find(|line| line.starts_with("pd_storage_hit_tokens_total")).expect("a counter");
-        if !hits.ends_with(" 0") {
-            return;
-        }
-        assert!(begin.elapsed() < PATIENCE, "nothing was fetched:\n{metrics}");
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-}
+use crate::http::{generate, post, tokens, until};
+use crate::process::{Folder, Pd};
 
 #[test]
 fn a_long_prompt_comes_back_from_disk_after_kill_9() {
@@ -45,7 +15,7 @@ fn a_long_prompt_comes_back_from_disk_after_kill_9() {
     let first = Pd::start(&arguments);
     let (cold, about) = generate(&first.address, &prompt, &greedy);
     assert_eq!(about["cached_tokens"], 0);
-    persisted(&first.address, 437);
+    until(&first.address, "pd_persist_pages_total", 437);
     first.kill();
 
     let second = Pd::start(&arguments);
@@ -72,7 +42,7 @@ fn short_prompts_say_why_they_are_not_fetched() {
     let greedy = json!({ "temperature": 0, "max_new_tokens": 2 });
     let first = Pd::start(&arguments);
     let (cold, _) = generate(&first.address, &tokens(2, 7), &greedy);
-    persisted(&first.address, 7);
+    until(&first.address, "pd_persist_pages_total", 7);
     first.kill();
     let second = Pd::start(&arguments);
     let (again, about) = generate(&second.address, &tokens(2, 7), &greedy);
@@ -102,12 +72,12 @@ fn a_planted_fact_is_recalled_through_prefill_decode_and_disk() {
     assert!(cold.0.contains("tulip-4711"), "{cold:?}");
     assert_eq!(said(&first.address), cold);
     let prefill = first.banner("prefill   http://");
-    persisted(&prefill, cold.1 / 16);
+    until(&prefill, "pd_persist_pages_total", cold.1 / 16);
     first.kill();
     let second = Pd::start(&arguments);
     assert_eq!(said(&second.address), cold);
     let prefill = second.banner("prefill   http://");
-    fetched(&prefill);
+    until(&prefill, "pd_storage_hit_tokens_total", 1);
     let (status, log) = second.terminate();
     assert!(status.success(), "{log}");
 }

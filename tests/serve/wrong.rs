@@ -15,7 +15,7 @@ fn what_cannot_be_served_is_refused_at_the_start() {
         std::fs::File::create(&path).expect("a file").write_all(text.as_bytes()).expect("written");
         path.display().to_string()
     };
-    let unknown = write("unknown.toml", "page_sise = 16\n");
+    let unknown = write("unknown.toml", "# all about pages\n  page_sise = 16\n");
     let typed = write("typed.toml", "page_size = \"many\"\n");
     let broken = write("broken/config.json", "{\"architectures\": [");
     let broken = broken.trim_end_matches("/config.json").to_owned();
@@ -30,8 +30,9 @@ fn what_cannot_be_served_is_refused_at_the_start() {
     let held_port = held.local_addr().expect("bound").port().to_string();
     let cases: Vec<(Vec<&str>, &[&str])> = vec![
         (vec!["serve", "--config", &nowhere], &["cannot read", "nowhere"]),
-        (vec!["serve", "--config", &unknown], &["page_sise", "unknown.toml"]),
-        (vec!["serve", "--config", &typed], &["typed.toml", "page_size"]),
+        (vec!["serve", "--config", &unknown], &["unknown.toml:2:3: ", "page_sise", "did you mean `page_size`"]),
+        (vec!["serve", "--config", &typed], &["typed.toml:1:13: ", "page_size"]),
+        (vec!["serve", "--page-sise", "16"], &["--page-sise", "--page-size"]),
         (vec!["serve", "--model-path", &nowhere], &["nowhere", "no such folder"]),
         (vec!["serve", "--model-path", &broken], &["config.json"]),
         (vec!["serve", "--model-path", &strange], &["MambaForCausalLM"]),
@@ -46,9 +47,12 @@ fn what_cannot_be_served_is_refused_at_the_start() {
         (vec!["serve", "--hicache-ratio=-1"], &["--hicache-ratio"]),
         (vec!["serve", "--hicache-ratio", "0", "--hicache-storage-dir", &nowhere], &["L3 is reached through L2"]),
         (vec!["serve", "--port", "0", "--hicache-storage-dir", &file], &["file"]),
-        (vec!["serve", "--hicache-write-policy", "write_never"], &["write_never", "write_through"]),
+        (
+            vec!["serve", "--hicache-write-policy", "write_thru"],
+            &["write_thru", "did you mean `write_through`", "write_back"],
+        ),
         (vec!["serve", "--request-timeout", "soon"], &["soon"]),
-        (vec!["serve", "--port", &held_port], &["cannot listen", "--port 0"]),
+        (vec!["serve", "--port", &held_port], &["cannot listen", "(process ", "--port 0"]),
         (vec!["serve", "--port", "70000"], &["70000"]),
         (vec!["serve", "--host", "no.such.host.invalid", "--port", "0"], &["cannot listen"]),
         (vec!["serve", "--log-level", "pd=loud=er"], &["--log-level"]),
@@ -62,7 +66,11 @@ fn what_cannot_be_served_is_refused_at_the_start() {
         (vec!["router", "--prefill", "not a url"], &["prefill"]),
         (vec!["router", "--decode", "http://a:1", "--decode", "http://a:1"], &["twice"]),
         (vec!["router", "--policy", "best"], &["best", "cache_aware"]),
-        (vec!["router", "--config", &unknown], &["page_sise"]),
+        (vec!["router", "--config", &unknown], &["unknown.toml:2:3: ", "page_sise"]),
+        (vec!["bench", "--config", &unknown], &["unknown.toml:2:3: ", "page_sise"]),
+        (vec!["up", "--config", &unknown], &["unknown.toml:2:3: ", "did you mean `page_size`"]),
+        (vec!["router", "--port", &held_port], &["cannot listen", "(process ", "--port 0"]),
+        (vec!["up", "--port", &held_port, "--no-storage"], &["cannot listen", "(process ", "--port 0"]),
         (vec!["bench", "--base-url", "ftp://x"], &["base_url"]),
         (vec!["bench", "--dataset-name", "trace"], &["--dataset-path"]),
         (vec!["bench", "--dataset-name", "trace", "--dataset-path", &nowhere], &["nowhere"]),
@@ -77,6 +85,67 @@ fn what_cannot_be_served_is_refused_at_the_start() {
             assert!(text.contains(word), "{arguments:?} should say {word:?}: {text}");
         }
         assert!(!text.contains("panicked"), "{arguments:?}: {text}");
+    }
+}
+
+/// Goal: flags go before variables, variables before the file. Method: a wrong value in each, and which one is complained of.
+#[test]
+fn flags_go_before_variables_and_variables_before_the_file() {
+    let folder = Folder::new("origins");
+    // Command, key, and three values that are wrong each in its own way.
+    let cases = [
+        ("serve", "page_size", "PD_PAGE_SIZE", ["12", "20", "24"]),
+        ("up", "page_size", "PD_PAGE_SIZE", ["12", "20", "24"]),
+        ("router", "cache_threshold", "PD_ROUTER_CACHE_THRESHOLD", ["2.5", "3.5", "4.5"]),
+        ("bench", "random_range_ratio", "PD_BENCH_RANDOM_RANGE_RATIO", ["2.5", "3.5", "4.5"]),
+    ];
+    for (name, key, variable, [in_file, in_variable, in_flag]) in cases {
+        let file = folder.join(&format!("{name}.toml"));
+        std::fs::write(&file, format!("{key} = {in_file}\n")).expect("written");
+        let flag = format!("--{}", key.replace('_', "-"));
+        let mut told = vec![name, "--config", &file];
+        let complaint = |told: &[&str], value: Option<&str>| {
+            let output = command(told).envs(value.map(|value| (variable, value))).output().expect("pd runs");
+            assert_eq!(output.status.code(), Some(2), "{told:?}");
+            String::from_utf8_lossy(&output.stderr).into_owned()
+        };
+        let said = complaint(&told, None);
+        assert!(said.contains(&format!("is {in_file}")), "{said}");
+        let said = complaint(&told, Some(in_variable));
+        assert!(said.contains(&format!("is {in_variable}")), "{said}");
+        told.extend([flag.as_str(), in_flag]);
+        let said = complaint(&told, Some(in_variable));
+        assert!(said.contains(&format!("is {in_flag}")), "{said}");
+    }
+}
+
+#[test]
+fn the_banner_says_where_options_come_from_and_a_misspelt_variable_is_noticed() {
+    let folder = Folder::new("banner");
+    let file = folder.join("pd.toml");
+    std::fs::write(&file, "page_size = 32\nlog_level = \"warn\"\n").expect("written");
+    let variables = [("PD_THREADS", "1"), ("PD_PAGESIZE", "64")];
+    let worker = Pd::start_with(&["serve", "--port", "0", "--config", &file], &variables);
+    let log = worker.log();
+    assert!(log.contains(&format!("options   port (flags); threads (PD_*); page_size ({file})")), "{log}");
+    assert!(log.contains("PD_PAGESIZE is no variable of pd") && log.contains("did you mean PD_PAGE_SIZE?"), "{log}");
+    assert!(log.contains("a page of 32"), "{log}");
+    let (status, log) = worker.terminate();
+    assert!(status.success() && !log.contains("draining"), "its log begins at warn: {log}");
+}
+
+/// Goal: what needs no model runs in a small container. Method: a limit of the shell, and a home that cannot be written.
+#[test]
+fn little_memory_and_no_home_are_enough_for_what_does_not_serve() {
+    let scenario = concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios/short_prompt.toml");
+    for arguments in ["--version", "--help", "serve --help", &format!("sim {scenario}")] {
+        let script = format!("ulimit -v 262144 && exec {} {arguments}", env!("CARGO_BIN_EXE_pd"));
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &script]).env_clear().env("HOME", "/proc/nowhere").env("TMPDIR", "/proc/nowhere");
+        let output = shell.output().expect("a shell");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments}: {} {said}", output.status);
+        assert!(!output.stdout.is_empty(), "{arguments}");
     }
 }
 

@@ -13,6 +13,7 @@ mod tensors;
 use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::{bf16, f16};
 
@@ -53,6 +54,8 @@ pub struct Weights {
     config: Config,
     recommended: Recommended,
     store: Store,
+    /// Elements that were read so far.
+    read: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -67,6 +70,7 @@ pub(crate) struct Tensor<'a> {
     file: &'a str,
     name: &'a str,
     elements: Elements<'a>,
+    read: &'a AtomicU64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +103,7 @@ impl Weights {
                 config: Config::parse("config.json", config.as_bytes())?,
                 recommended: Recommended::default(),
                 store: Store::Dummy { seed: *seed },
+                read: AtomicU64::new(0),
             }),
             ModelSource::Bytes { config, generation, weights } => {
                 let mut config = Config::parse("config.json (built in)", config)?;
@@ -132,6 +137,14 @@ impl Weights {
         }
     }
 
+    /// Share of the elements that were read, from 0 to 1: how far an engine is that packs them. To be asked from another
+    /// thread meanwhile.
+    #[must_use]
+    pub fn share_read(&self) -> f64 {
+        let all: u64 = self.config.tensors().iter().map(|want| want.shape.iter().product::<usize>() as u64).sum();
+        (self.read.load(Ordering::Relaxed) as f64 / all.max(1) as f64).min(1.0)
+    }
+
     fn open_folder(folder: &Path) -> Result<Self, LoadError> {
         let path = folder.join("config.json");
         let json = std::fs::read(&path).map_err(|source| LoadError::Io { file: path.clone(), source })?;
@@ -147,7 +160,7 @@ impl Weights {
 
     fn checked(config: Config, recommended: Recommended, shards: Shards) -> Result<Self, LoadError> {
         shards.check(&config)?;
-        Ok(Self { config, recommended, store: Store::Shards(shards) })
+        Ok(Self { config, recommended, store: Store::Shards(shards), read: AtomicU64::new(0) })
     }
 
     /// A tensor of [`Config::tensors`].
@@ -155,13 +168,11 @@ impl Weights {
     /// # Panics
     /// If it is none of these: `open` has checked that those are there.
     pub(crate) fn tensor<'a>(&'a self, want: &'a Wanted) -> Tensor<'a> {
-        match &self.store {
+        let (file, elements) = match &self.store {
             Store::Shards(shards) => shards.tensor(&want.name).expect("a tensor that was checked to be there"),
-            Store::Dummy { seed } => {
-                let drawn = Elements::Drawn(dummy::Drawn::new(*seed, want));
-                Tensor { file: "dummy weights", name: &want.name, elements: drawn }
-            }
-        }
+            Store::Dummy { seed } => ("dummy weights", Elements::Drawn(dummy::Drawn::new(*seed, want))),
+        };
+        Tensor { file, name: &want.name, elements, read: &self.read }
     }
 }
 
@@ -196,6 +207,7 @@ impl<'a> Tensor<'a> {
             Elements::F32(bytes) => each(bytes, from, out, f32::from_le_bytes),
             Elements::Drawn(drawn) => drawn.read(from, out),
         }
+        self.read.fetch_add(out.len() as u64, Ordering::Relaxed);
         // Zero times a finite number is zero; one odd weight makes the sum NaN.
         if out.iter().map(|value| value * 0.0).sum::<f32>() == 0.0 {
             Ok(())

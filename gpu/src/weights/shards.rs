@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::config::Config;
 use super::error::LoadError;
-use super::{Elements, Tensor, tensors};
+use super::{Elements, tensors};
 
 /// All files of a model.
 #[derive(Debug)]
@@ -149,8 +149,8 @@ impl Shards {
         }
     }
 
-    pub(super) fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
-        let (name, (shard, info)) = self.tensors.get_key_value(name)?;
+    pub(super) fn tensor(&self, name: &str) -> Option<(&str, Elements<'_>)> {
+        let (shard, info) = self.tensors.get(name)?;
         let shard = &self.shards[*shard];
         let bytes = &shard.bytes.all()[shard.data..][info.data_offsets.0..info.data_offsets.1];
         let elements = if info.dtype == Dtype::BF16 {
@@ -162,7 +162,7 @@ impl Shards {
         } else {
             return None;
         };
-        Some(Tensor { file: &shard.name, name, elements })
+        Some((&shard.name, elements))
     }
 
     /// Type and bytes of a tensor, as stored.

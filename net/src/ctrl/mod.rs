@@ -50,5 +50,11 @@ pub trait Events: Send + Sync {
     fn recv(&self, from: WorkerId, message: Message);
 }
 
+/// Host and port as a URL has them, and as they are bound: an IPv6 address in brackets.
+#[must_use]
+pub fn address(host: &str, port: u16) -> String {
+    if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
 #[cfg(test)]
 mod tests;

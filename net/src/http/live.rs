@@ -164,7 +164,7 @@ impl Drop for Guard {
     fn drop(&mut self) {
         if self.ended.is_none() {
             self.backend.cancel(self.key.1);
-            tracing::info!(rid = %self.key.0, "client has gone; its request is cancelled");
+            tracing::info!(request = %self.key.1, rid = %self.key.0, "client has gone; its request is cancelled");
         }
         let how = self.ended.unwrap_or("disconnected");
         let entry = &self.entry;

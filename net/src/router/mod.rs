@@ -34,6 +34,7 @@ mod tail;
 
 use std::future::Future;
 use std::hash::{BuildHasher as _, Hasher as _};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -43,7 +44,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
 use axum::serve::ListenerExt as _;
-use hyper::{Method, StatusCode, header};
+use hyper::{Method, StatusCode, Uri, header};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -195,6 +196,19 @@ pub async fn serve_with(
         }
     };
     Ok(Drained { cut })
+}
+
+/// Returns once a router has workers to route to (`GET /readiness`).
+pub async fn ready(router: SocketAddr) {
+    let pool = pool(READY_TIMEOUT, 1);
+    let target = Uri::try_from(format!("http://{router}/readiness")).expect("an address makes a URL");
+    loop {
+        let asked = tokio::time::timeout(READY_TIMEOUT, pool.get(target.clone())).await;
+        if matches!(asked, Ok(Ok(answer)) if answer.status().is_success()) {
+            return;
+        }
+        tokio::time::sleep(READY_PAUSE).await;
+    }
 }
 
 impl App {
@@ -414,6 +428,8 @@ const OPEN: [&str; 5] = ["/health", "/liveness", "/readiness", "/ready", "/metri
 const LIVES: u64 = 1 << 23;
 const POOL_IDLE_MAX: usize = 1024;
 const LAST_WORDS: Duration = Duration::from_secs(5);
+const READY_TIMEOUT: Duration = Duration::from_secs(1);
+const READY_PAUSE: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests;

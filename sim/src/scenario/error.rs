@@ -25,7 +25,7 @@ impl ScenarioError {
     #[must_use]
     pub fn toml(file: &Path, text: &str, error: &toml::de::Error) -> Self {
         let line = error.span().map(|span| line_of(text, span.start));
-        Self { file: file.to_path_buf(), line, message: with_nearest(error.message()) }
+        Self { file: file.to_path_buf(), line, message: with_nearest(error.message(), &[]) }
     }
 
     /// The same, pointing at the first line that sets `key`.
@@ -64,12 +64,13 @@ fn line_of_key(text: &str, key: &str) -> Option<usize> {
     text.lines().position(sets).map(|index| index + 1)
 }
 
-/// Adds the nearest of the names that serde lists to its "unknown field" and "unknown variant" messages.
-fn with_nearest(message: &str) -> String {
+/// Adds the nearest of the names that serde lists, and of `others`, to its "unknown field" and "unknown variant" messages.
+#[must_use]
+pub fn with_nearest(message: &str, others: &[&str]) -> String {
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     match quoted.split_first() {
         Some((unknown, known)) if message.starts_with("unknown") && !known.is_empty() => {
-            match nearest(unknown, known.iter().copied()) {
+            match nearest(unknown, known.iter().chain(others).copied()) {
                 Some(name) => format!("{message}; did you mean `{name}`?"),
                 None => message.to_owned(),
             }

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use super::{Announcement, Lease, Name};
+use crate::ctrl::address;
 
 /// Most bytes of an answer.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -209,9 +210,4 @@ fn because(error: &dyn std::error::Error) -> String {
         cause = next.source();
     }
     text
-}
-
-/// Host and port as a URL has them: an IPv6 address in brackets.
-fn address(host: &str, port: u16) -> String {
-    if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
