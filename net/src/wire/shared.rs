@@ -5,7 +5,7 @@
 //! the log says why.
 
 use pd_core::op::Fault;
-use pd_sync::{Denied, Remote};
+use pd_sync::{Denied, LeasedMut, Remote};
 
 use super::count::Counts;
 use super::frame::Welcome;
@@ -88,9 +88,17 @@ fn copy(context: &Context, remote: &Remote, job: &Job) -> Result<(), Fault> {
     #[cfg(test)]
     if context.config.hook.is_some() {
         let half = source.len() / 2;
-        sink[..half].copy_from_slice(&source[..half]);
+        put(&mut sink, &source[..half])?;
         context.config.hook(super::At::During, job.sink);
     }
-    sink.copy_from_slice(&source);
+    put(&mut sink, &source)?;
     if sink.finish() { Ok(()) } else { Err(Fault::Fenced) }
+}
+
+fn put(sink: &mut LeasedMut<'_>, source: &[u8]) -> Result<(), Fault> {
+    let copied = sink.fill(0..source.len(), |bytes| {
+        bytes.copy_from_slice(source);
+        Ok(bytes.len())
+    });
+    copied.map(|_| ()).map_err(|_| Fault::Io)
 }

@@ -20,7 +20,11 @@ fn what_a_peer_writes_is_there() {
     let remote = opened(&arena);
     arena.grant(&[1], 5).unwrap();
     let mut write = remote.write_leased(1, 5).unwrap();
-    write.fill(7);
+    let filled = write.fill(0..4096, |bytes| {
+        bytes.fill(7);
+        Ok(bytes.len())
+    });
+    assert_eq!(filled.unwrap(), 4096);
     assert!(arena.read(1).is_err(), "it is being written");
     assert!(write.finish());
     assert!(arena.read(1).unwrap().iter().all(|byte| *byte == 7));
