@@ -184,6 +184,19 @@ impl Context {
         }
     }
 
+    /// Has the system keep memory where it is, for the GPU to copy from and to.
+    pub(crate) fn register(&self, at: *mut u8, bytes: usize) -> Result<()> {
+        self.bind()?;
+        let flags = sys::CU_MEMHOSTREGISTER_PORTABLE;
+        cu!(cuMemHostRegister_v2(at.cast(), bytes, flags); format!("{bytes} bytes of the host"))
+    }
+
+    /// Undoes [`Context::register`], when what was started has ended.
+    pub(crate) fn unregister(&self, at: *mut u8) -> Result<()> {
+        self.wait()?;
+        cu!(cuMemHostUnregister(at.cast()))
+    }
+
     /// Brackets what a profiler records (`ncu --profile-from-start off`).
     ///
     /// # Errors
@@ -244,11 +257,6 @@ impl Stream {
     /// Waits until all of it has ended.
     pub(crate) fn wait(&self) -> Result<()> {
         cu!(cuStreamSynchronize(self.raw))
-    }
-
-    /// Lets what follows wait for an event.
-    pub(crate) fn wait_for(&self, event: &Event) -> Result<()> {
-        cu!(cuStreamWaitEvent(self.raw, event.raw, 0))
     }
 
     /// Copies from pinned memory. The caller keeps both alive and unchanged until the copy has ended.

@@ -55,7 +55,7 @@ pub use finish::{Finisher, Flight};
 use forward::Graphs;
 use kernels::{Heads, Kernels};
 use model::Model;
-pub use pool::CudaPool;
+pub use pool::{CopyLane, CudaPool, Pinned};
 use products::{Matrix, Products};
 use state::Requests;
 use step::{Shape, Step};

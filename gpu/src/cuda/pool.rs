@@ -1,7 +1,10 @@
 //! Pages of KV in a GPU's memory, and their way to and from the host's.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
+
+use pd_sync::{Arena, Device};
 
 use super::driver::{Buffer, Context, Result, Stream};
 use super::kernels::Pool;
@@ -69,34 +72,19 @@ impl CudaPool {
         self.pages
     }
 
-    /// Reads a page, and waits for it.
-    ///
-    /// # Errors
-    /// If the GPU fails.
-    ///
-    /// # Panics
-    /// If there is no such page, or `bytes` is not as large as one.
-    pub fn read(&self, page: u32, bytes: &mut [u8]) -> Result<()> {
-        assert!(page < self.pages && bytes.len() == self.page_bytes, "a page of the pool");
-        self.buffer.read(page as usize * self.page_bytes, bytes)
-    }
-
-    /// Writes a page, and waits for it.
-    ///
-    /// # Errors
-    /// If the GPU fails.
-    ///
-    /// # Panics
-    /// If there is no such page, or `bytes` is not as large as one.
-    pub fn write(&self, page: u32, bytes: &[u8]) -> Result<()> {
-        assert!(page < self.pages && bytes.len() == self.page_bytes, "a page of the pool");
-        self.buffer.write(page as usize * self.page_bytes, bytes)
-    }
-
-    /// Starts to copy a page to memory of the host; see [`CopyStream`].
     fn at(&self, page: u32) -> u64 {
         assert!(page < self.pages, "a page of the pool");
         self.buffer.at(page as usize * self.page_bytes)
+    }
+}
+
+impl Device for CudaPool {
+    fn read(&self, at: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.buffer.read(at as usize, bytes).map_err(io::Error::other)
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.buffer.write(at as usize, bytes).map_err(io::Error::other)
     }
 }
 
@@ -110,29 +98,88 @@ impl fmt::Debug for CudaPool {
     }
 }
 
-/// A lane of copies between a pool and memory of the host.
+/// A lane of copies between a pool and an arena of the host, whose memory the GPU reads and writes by itself meanwhile.
 #[derive(Debug)]
-pub struct CopyStream {
+pub struct CopyLane {
     stream: Stream,
     pool: Arc<CudaPool>,
+    host: Arc<Pinned>,
 }
 
-impl CopyStream {
+/// An arena's memory, as long as the GPU may copy from and to it.
+#[derive(Debug)]
+pub struct Pinned {
+    arena: Arc<Arena>,
+    context: Arc<Context>,
+}
+
+impl Pinned {
+    /// Has the system keep an arena's pages where they are.
+    ///
+    /// # Errors
+    /// If it has no room for that: see `ulimit -l` and `pd doctor`.
+    pub fn new(pool: &CudaPool, arena: &Arc<Arena>) -> Result<Self> {
+        let context = Arc::clone(&pool.context);
+        let (at, bytes) = arena.region().expect("memory of the host");
+        if bytes > 0 {
+            touch(arena);
+            context.register(at, bytes)?;
+        }
+        Ok(Self { arena: Arc::clone(arena), context })
+    }
+}
+
+/// Pages that were never touched are not there yet, and the system gives them slowly to one thread.
+fn touch(arena: &Arena) {
+    use rayon::prelude::*;
+    (0..arena.pages()).into_par_iter().for_each(|page| {
+        // Nobody knows of the arena yet, or they have touched it.
+        if let Ok(mut page) = arena.write(page) {
+            page.iter_mut().step_by(4096).for_each(|byte| *byte = 0);
+        }
+    });
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if let Some((at, _)) = self.arena.region().filter(|(_, bytes)| *bytes > 0) {
+            let _ = self.context.unregister(at);
+        }
+    }
+}
+
+impl CopyLane {
     /// A lane of its own.
     ///
     /// # Errors
     /// If the GPU has no stream left.
-    pub fn new(pool: &Arc<CudaPool>) -> Result<Self> {
-        Ok(Self { stream: Stream::new(&pool.context)?, pool: Arc::clone(pool) })
+    pub fn new(pool: &Arc<CudaPool>, host: &Arc<Pinned>) -> Result<Self> {
+        Ok(Self { stream: Stream::new(&pool.context)?, pool: Arc::clone(pool), host: Arc::clone(host) })
     }
 
-    /// Starts to copy a page to the host. Until [`CopyStream::wait`], the memory is the lane's; copies from memory that is
-    /// not pinned ([`super::driver`]) are slow.
+    /// Copies pages of the GPU to pages of the host (`false`) or back (`true`), all at once, and waits for them. The
+    /// caller holds them.
     ///
     /// # Errors
     /// If the GPU fails.
-    pub fn read(&mut self, page: u32, to: &mut [u8]) -> Result<()> {
-        assert_eq!(to.len(), self.pool.page_bytes, "memory of a page");
-        self.stream.download(to.as_mut_ptr(), self.pool.at(page), to.len())
+    ///
+    /// # Panics
+    /// If there is no such page.
+    pub fn copy(&self, pages: &[(u32, u32)], back: bool) -> Result<()> {
+        self.pool.context.bind()?;
+        let bytes = self.pool.page_bytes;
+        let (base, all) = self.host.arena.region().expect("memory of the host");
+        for (device, host) in pages {
+            let at = *host as usize * bytes;
+            assert!(at + bytes <= all, "a page of the arena");
+            // Not dereferenced: the GPU reads or writes what is there.
+            let host = base.wrapping_add(at);
+            if back {
+                self.stream.upload(self.pool.at(*device), host, bytes)?;
+            } else {
+                self.stream.download(host, self.pool.at(*device), bytes)?;
+            }
+        }
+        self.stream.wait()
     }
 }

@@ -179,6 +179,9 @@ impl Weights {
 impl<'a> Tensor<'a> {
     /// Where its numbers come from.
     pub(crate) fn source(&self) -> Source<'a> {
+        if let Elements::Bf16(bytes) = self.elements {
+            self.read.fetch_add(bytes.len() as u64 / 2, Ordering::Relaxed);
+        }
         match self.elements {
             Elements::Bf16(bytes) => Source::Bf16(bytes),
             Elements::Drawn(drawn) => drawn.source(),
