@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use pd_core::batch::{Batch, Run};
 use pd_core::cost::Cost;
-use pd_core::id::{GpuPage, RequestId, Token};
+use pd_core::id::{Epoch, GpuPage, RequestId, Token};
 use pd_gpu::cuda::{CopyLane, CudaModel, CudaOptions, CudaPool, Pinned};
 use pd_gpu::{CpuEngine, CudaEngine, EngineError, Geometry, Sampling};
-use pd_sync::Arena;
+use pd_sync::{Arena, Device};
 
 /// A model in memory, for any number of workers.
 pub(crate) enum Loaded {
@@ -81,21 +81,30 @@ impl Engine {
         }
     }
 
-    /// Gives it pages: on the CPU those that `memory` makes, on a GPU its own.
+    /// Gives it pages: on the CPU those that `memory` makes, on a GPU its own, which peers of this host may write if this
+    /// is the epoch to share them for.
     ///
     /// # Errors
     /// What there is no memory for.
     pub(crate) fn with_pages(
         self,
         pages: u32,
+        shared: Option<Epoch>,
         memory: impl FnOnce() -> Result<Arc<Arena>, String>,
     ) -> Result<Ready, String> {
         match self {
             Self::Cpu(engine) => Ok(Ready::Cpu { engine, device: memory()? }),
             Self::Cuda(mut engine) => {
                 let pool = engine.allocate(pages).map_err(|error| error.to_string())?;
-                let device = Arc::new(Arena::over(Arc::clone(&pool) as Arc<_>, pool.page_bytes(), pages));
-                Ok(Ready::Cuda { engine, device, pool })
+                let memory = Arc::clone(&pool) as Arc<dyn Device>;
+                let device = shared.map(|epoch| {
+                    Arena::over_shared(Arc::clone(&memory), pool.page_bytes(), pages, epoch.0).unwrap_or_else(|error| {
+                        tracing::warn!("the GPU's memory cannot be shared ({error}): peers on this host use TCP");
+                        Arena::over(Arc::clone(&memory), pool.page_bytes(), pages)
+                    })
+                });
+                let device = device.unwrap_or_else(|| Arena::over(Arc::clone(&memory), pool.page_bytes(), pages));
+                Ok(Ready::Cuda { engine, device: Arc::new(device), pool })
             }
         }
     }

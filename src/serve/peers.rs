@@ -99,9 +99,6 @@ pub(crate) async fn start(
     let host = options.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned());
     let backend = options.disaggregation_transfer_backend.unwrap_or_default();
     let (worker, epoch) = (config.worker, config.epoch);
-    if arena.is_device() && backend == Backend::Shm {
-        return Err("shared memory carries no KV of a GPU: leave out --disaggregation-transfer-backend or set it to tcp".into());
-    }
     let answers = Arc::clone(inbox);
     let done: Done = Arc::new(move |op: OpId, outcome: Outcome| {
         let _ = answers.send(Told::Done { op, outcome, samples: Vec::new() });
@@ -109,7 +106,6 @@ pub(crate) async fn start(
     let wire = WireConfig::new(worker, epoch);
     let transport: Arc<dyn Transport> = match (config.transfer.backend, backend) {
         (TransferBackend::Fake, _) => Arc::new(Fake::new(wire, arena.page_bytes() as u64, done)),
-        (TransferBackend::Wire, _) if arena.is_device() => Arc::new(Carrier::tcp(wire, Arc::clone(arena), done)),
         (TransferBackend::Wire, Backend::Tcp) => Arc::new(Carrier::tcp(wire, Arc::clone(arena), done)),
         (TransferBackend::Wire, Backend::Auto | Backend::Shm | Backend::Fake) => {
             Arc::new(Carrier::shared(wire, Arc::clone(arena), done))

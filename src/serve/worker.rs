@@ -75,7 +75,7 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
     let peers;
     let (inbox, hearing) = Hearing::open();
     let has_peers = is_disaggregated(config.mode);
-    let mut ready = engine.with_pages(config.kv.gpu_pages, || {
+    let mut ready = engine.with_pages(config.kv.gpu_pages, has_peers.then_some(config.epoch), || {
         if has_peers { peers::memory(options, &config, page_bytes) } else { arena(config.kv.gpu_pages, "L1") }
     })?;
     let cost = ready.measure()?;
@@ -223,7 +223,7 @@ fn epoch() -> Epoch {
 }
 
 /// What the machine can spare, in bytes; 4 GiB where it does not say.
-fn free_memory() -> u64 {
+pub(crate) fn free_memory() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());

@@ -32,8 +32,8 @@ pub struct Arena {
 enum Memory {
     Own { map: MmapMut },
     Shared(Shared),
-    /// Not addressable: `base` is null and never used.
-    Device(Arc<dyn Device>),
+    /// Not addressable: `base` is null and never used. Words that peers of this host use are shared.
+    Device(Arc<dyn Device>, Option<Shared>),
 }
 
 /// Memory of pages that this process cannot address: a GPU's. Whoever is handed it keeps to the words of the pages, as
@@ -49,6 +49,23 @@ pub trait Device: Send + Sync + fmt::Debug {
     /// # Errors
     /// What the device says.
     fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()>;
+    /// What lets other processes of this host, and this one, reach the memory; `None` if nothing does.
+    fn handle(&self) -> Option<Vec<u8>>;
+    /// Opens the memory that a handle of the same kind is for.
+    ///
+    /// # Errors
+    /// If there is no way there from this device.
+    fn reach(&self, handle: &[u8]) -> io::Result<Box<dyn Reach>>;
+}
+
+/// The way from a device's memory to that of another one.
+pub trait Reach: Send + Sync + fmt::Debug {
+    /// Copies pieces of `bytes` bytes, each from a place in our device to one in theirs, and waits until they are there.
+    /// The caller holds both ends.
+    ///
+    /// # Errors
+    /// What the devices say.
+    fn put(&self, pieces: &[(u64, u64)], bytes: u64) -> io::Result<()>;
 }
 
 /// The bytes of a page that is held.
@@ -139,7 +156,7 @@ impl Arena {
     /// As [`Arena::new`].
     pub fn shared(page_bytes: usize, pages: u32, epoch: u32) -> std::io::Result<Self> {
         bytes_of(page_bytes, pages)?;
-        let mut shared = Shared::create(page_bytes, pages, epoch)?;
+        let mut shared = Shared::create(page_bytes, pages, epoch, None)?;
         let (words, base) = shared.parts();
         Ok(Self { words, base, page_bytes, memory: Memory::Shared(shared) })
     }
@@ -148,13 +165,33 @@ impl Arena {
     #[must_use]
     pub fn over(device: Arc<dyn Device>, page_bytes: usize, pages: u32) -> Self {
         let words = Words::own(pages);
-        Self { words, base: std::ptr::null_mut(), page_bytes, memory: Memory::Device(device) }
+        Self { words, base: std::ptr::null_mut(), page_bytes, memory: Memory::Device(device, None) }
+    }
+
+    /// The same, for peers of this host to write by themselves: those who can reach the device.
+    ///
+    /// # Errors
+    /// If nothing reaches the device, or the system has no memory for the words.
+    pub fn over_shared(device: Arc<dyn Device>, page_bytes: usize, pages: u32, epoch: u32) -> io::Result<Self> {
+        let handle = device.handle().ok_or(io::ErrorKind::Unsupported)?;
+        let mut shared = Shared::create(page_bytes, pages, epoch, Some(handle))?;
+        let (words, _) = shared.parts();
+        Ok(Self { words, base: std::ptr::null_mut(), page_bytes, memory: Memory::Device(device, Some(shared)) })
+    }
+
+    /// The device that the pages are in, if they are in one.
+    #[must_use]
+    pub fn device(&self) -> Option<&Arc<dyn Device>> {
+        match &self.memory {
+            Memory::Device(device, _) => Some(device),
+            Memory::Own { .. } | Memory::Shared(_) => None,
+        }
     }
 
     /// True if the pages can only be copied, not read in place: [`Arena::hold`] is for those who copy them.
     #[must_use]
     pub fn is_device(&self) -> bool {
-        matches!(self.memory, Memory::Device(_))
+        matches!(self.memory, Memory::Device(..))
     }
 
     /// Holds a page of a device, for reading or for writing, without its bytes.
@@ -177,8 +214,8 @@ impl Arena {
     #[must_use]
     pub fn identity(&self) -> Option<&crate::Identity> {
         match &self.memory {
-            Memory::Own { .. } | Memory::Device(_) => None,
-            Memory::Shared(shared) => Some(shared.identity()),
+            Memory::Own { .. } | Memory::Device(_, None) => None,
+            Memory::Shared(shared) | Memory::Device(_, Some(shared)) => Some(shared.identity()),
         }
     }
 
@@ -207,7 +244,7 @@ impl Arena {
         if !word.read() {
             return Err(Busy { page });
         }
-        let bytes = if let Memory::Device(device) = &self.memory {
+        let bytes = if let Memory::Device(device, _) = &self.memory {
             let mut bytes = vec![0; self.page_bytes].into_boxed_slice();
             if device.read(u64::from(page) * self.page_bytes as u64, &mut bytes).is_err() {
                 word.unread();
@@ -288,7 +325,7 @@ impl Arena {
     pub fn write_leased(&self, page: u32, generation: u32) -> Result<LeasedMut<'_>, Denied> {
         let word = &self.words.get()[page as usize];
         word.enter(generation, 0)?;
-        let bytes = if let Memory::Device(device) = &self.memory {
+        let bytes = if let Memory::Device(device, _) = &self.memory {
             LeasedBytes::Device(device.as_ref(), u64::from(page) * self.page_bytes as u64, self.page_bytes)
         } else {
             // SAFETY: the word excludes every other reference to this page until the result is dropped.
@@ -317,7 +354,7 @@ impl Arena {
                 continue;
             }
             // A page is copied in well under a millisecond: this writer was stopped, or is gone.
-            if let Memory::Shared(shared) = &self.memory
+            if let Memory::Shared(shared) | Memory::Device(_, Some(shared)) = &self.memory
                 && slot > 0
                 && shared.if_gone(slot, || {
                     word.bury(slot);
@@ -390,7 +427,7 @@ impl fmt::Debug for Arena {
         let bytes = match &self.memory {
             Memory::Own { map } => map.len(),
             Memory::Shared(shared) => shared.bytes(),
-            Memory::Device(_) => self.page_bytes * self.pages() as usize,
+            Memory::Device(..) => self.page_bytes * self.pages() as usize,
         };
         f.debug_struct("Arena")
             .field("pages", &self.pages())

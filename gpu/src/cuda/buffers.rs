@@ -6,7 +6,7 @@ use super::driver::{Buffer, Context, Result};
 use super::kernels::{Heads, Kernels, SAMPLE_BLOCKS_MAX};
 use super::lists;
 use super::products::{Inputs, padded_rows};
-use super::step::BLOCK_TOKENS;
+use super::step::PIECES_MAX;
 use crate::weights::Config;
 
 /// How large forwards get.
@@ -20,8 +20,6 @@ pub(super) struct Limits {
     pub(super) slots: u32,
     /// Pages of a sequence.
     pub(super) pages: u32,
-    /// Blocks of the longest context.
-    pub(super) blocks: usize,
 }
 
 /// Room for the largest forward.
@@ -81,8 +79,7 @@ impl Buffers {
 
     /// Most bytes of the lists of a step.
     pub(super) fn lists_bytes(heads: Heads, limits: &Limits) -> usize {
-        // Every row may be a generated one with as long a context as there can be.
-        let pieces = limits.rows * limits.blocks;
+        let pieces = limits.rows.max(PIECES_MAX);
         lists::bytes_max(limits.rows, limits.picks, pieces, UPDATES_MAX, (heads.queries / heads.kv) as usize)
     }
 }
@@ -96,7 +93,6 @@ impl Limits {
             picks,
             slots: sequences + sequences / 2 + 16,
             pages: context.div_ceil(page_size),
-            blocks: context.div_ceil(BLOCK_TOKENS) as usize,
         }
     }
 }

@@ -43,7 +43,7 @@ pub(crate) fn cache_folder() -> Option<PathBuf> {
 /// [`CudaError::Library`] without a compiler, [`CudaError::Compile`], [`CudaError::Unsupported`] for old GPUs.
 pub(crate) fn load(context: &Arc<Context>, sources: &[Source]) -> Result<Vec<Module>> {
     let (major, minor) = context.capability;
-    if major < 8 {
+    if context.capability < least_capability() {
         return Err(CudaError::Unsupported(format!(
             "{} has compute capability {major}.{minor}; the kernels need 8.0 or newer (Ampere, Ada, Hopper)",
             context.name
@@ -61,6 +61,11 @@ pub(crate) fn load(context: &Arc<Context>, sources: &[Source]) -> Result<Vec<Mod
         threads.into_iter().map(|thread| thread.join().expect("compiling does not panic")).collect()
     });
     images.into_iter().map(|image| Module::load(context, &image?)).collect()
+}
+
+/// The oldest GPUs that the kernels run on: those with bf16 and asynchronous copies.
+pub(super) const fn least_capability() -> (u32, u32) {
+    (8, 0)
 }
 
 fn version() -> Result<(i32, i32)> {

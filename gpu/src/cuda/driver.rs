@@ -162,14 +162,10 @@ impl Context {
         Ok(version as u32)
     }
 
-    /// Lets kernels of this GPU reach the memory of another one. Nothing happens if they already can.
-    ///
-    /// # Errors
-    /// If there is no path between the two.
-    pub fn enable_peer(&self, other: &Self) -> Result<()> {
-        let mut can = 0;
-        cu!(cuDeviceCanAccessPeer(&mut can, self.device, other.device))?;
-        if can == 0 {
+    /// Lets this GPU reach the memory of another one. Nothing happens if it already can.
+    pub(crate) fn enable_peer(&self, other: u32) -> Result<()> {
+        let other = Self::open(other)?;
+        if !self.reaches(other.ordinal)? {
             let why = format!("GPU {} cannot reach the memory of GPU {}", self.ordinal, other.ordinal);
             return Err(CudaError::Unsupported(why));
         }
@@ -182,6 +178,14 @@ impl Context {
             }
             other => other,
         }
+    }
+
+    /// True if there is a direct path to another GPU's memory.
+    pub(crate) fn reaches(&self, other: u32) -> Result<bool> {
+        let (mut device, mut can) = (0, 0);
+        cu!(cuDeviceGet(&mut device, other as i32))?;
+        cu!(cuDeviceCanAccessPeer(&mut can, self.device, device))?;
+        Ok(can != 0)
     }
 
     /// Has the system keep memory where it is, for the GPU to copy from and to.
@@ -232,6 +236,27 @@ impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context").field("ordinal", &self.ordinal).field("name", &self.name).finish_non_exhaustive()
     }
+}
+
+/// What another process opens a buffer by that begins at this address.
+pub(crate) fn ipc_handle(address: u64) -> Result<[u8; 64]> {
+    let mut handle = sys::CUipcMemHandle { reserved: [0; 64] };
+    cu!(cuIpcGetMemHandle(&mut handle, address))?;
+    Ok(handle.reserved.map(|byte| byte as u8))
+}
+
+/// Maps another process's buffer; over a link between GPUs if it is on another one.
+pub(crate) fn open_ipc(handle: [u8; 64]) -> Result<u64> {
+    let mut address = 0;
+    let handle = sys::CUipcMemHandle { reserved: handle.map(|byte| byte as std::ffi::c_char) };
+    let flags = sys::CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
+    cu!(cuIpcOpenMemHandle_v2(&mut address, handle, flags); "memory of another process".to_owned())?;
+    Ok(address)
+}
+
+/// Undoes [`open_ipc`].
+pub(crate) fn close_ipc(address: u64) -> Result<()> {
+    cu!(cuIpcCloseMemHandle(address))
 }
 
 /// A queue of work.

@@ -32,6 +32,7 @@ mod model;
 mod module;
 mod pool;
 mod products;
+mod report;
 mod state;
 mod step;
 
@@ -57,6 +58,7 @@ use kernels::{Heads, Kernels};
 use model::Model;
 pub use pool::{CopyLane, CudaPool, Pinned};
 use products::{Matrix, Products};
+pub use report::{GpuReport, Report};
 use state::Requests;
 use step::{Shape, Step};
 

@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
-use pd_sync::{Arena, Device};
+use bytemuck::{Pod, Zeroable};
+use pd_sync::{Arena, Device, Reach};
 
-use super::driver::{Buffer, Context, Result, Stream};
+use super::driver::{Buffer, Context, Result, Stream, close_ipc, ipc_handle, open_ipc};
 use super::kernels::Pool;
 use super::module::TensorMap;
 use crate::geometry::Geometry;
@@ -85,6 +87,98 @@ impl Device for CudaPool {
 
     fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
         self.buffer.write(at as usize, bytes).map_err(io::Error::other)
+    }
+
+    fn handle(&self) -> Option<Vec<u8>> {
+        let handle = Handle {
+            process: std::process::id(),
+            ordinal: self.context.ordinal(),
+            address: self.buffer.address(),
+            bytes: self.buffer.bytes() as u64,
+            ipc: self.context.bind().and_then(|()| ipc_handle(self.buffer.address())).ok()?,
+        };
+        Some(bytemuck::bytes_of(&handle).to_vec())
+    }
+
+    fn reach(&self, handle: &[u8]) -> io::Result<Box<dyn Reach>> {
+        let handle: Handle = *bytemuck::try_from_bytes(handle).map_err(|_| io::ErrorKind::InvalidData)?;
+        let path = Path::open(self, &handle).map_err(io::Error::other)?;
+        Ok(Box::new(path))
+    }
+}
+
+/// What another process, or another worker of this one, opens a pool by. GPUs are numbered as that process sees them.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+struct Handle {
+    process: u32,
+    ordinal: u32,
+    address: u64,
+    bytes: u64,
+    ipc: [u8; 64],
+}
+
+/// The way from a pool to another one, over NVLink or PCIe.
+struct Path {
+    stream: Stream,
+    context: Arc<Context>,
+    /// Ours, which must stay.
+    from: Range<u64>,
+    to: Range<u64>,
+    /// True if the memory is another process's, mapped here.
+    is_mapped: bool,
+}
+
+impl Path {
+    fn open(pool: &CudaPool, handle: &Handle) -> Result<Self> {
+        let context = &pool.context;
+        context.bind()?;
+        let is_mapped = handle.process != std::process::id();
+        let base = if is_mapped {
+            open_ipc(handle.ipc)?
+        } else {
+            if handle.ordinal != context.ordinal() {
+                context.enable_peer(handle.ordinal)?;
+            }
+            handle.address
+        };
+        let from = pool.buffer.address();
+        Ok(Self {
+            stream: Stream::new(context)?,
+            context: Arc::clone(context),
+            from: from..from + pool.buffer.bytes() as u64,
+            to: base..base + handle.bytes,
+            is_mapped,
+        })
+    }
+}
+
+impl Reach for Path {
+    fn put(&self, pieces: &[(u64, u64)], bytes: u64) -> io::Result<()> {
+        let start = || {
+            self.context.bind()?;
+            for (from, to) in pieces {
+                let (from, to) = (self.from.start + from, self.to.start + to);
+                assert!(from + bytes <= self.from.end && to + bytes <= self.to.end, "pages of the pools");
+                self.stream.copy(to, from, bytes as usize)?;
+            }
+            self.stream.wait()
+        };
+        start().map_err(io::Error::other)
+    }
+}
+
+impl Drop for Path {
+    fn drop(&mut self) {
+        if self.is_mapped {
+            let _ = self.context.bind().and_then(|()| close_ipc(self.to.start));
+        }
+    }
+}
+
+impl fmt::Debug for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Path").field("is_mapped", &self.is_mapped).finish_non_exhaustive()
     }
 }
 

@@ -262,7 +262,9 @@ impl Shape {
             let rounds = (pieces * units).div_ceil(blocks);
             // Of equal pieces each block takes as many as there are rounds; of unequal ones the average decides.
             let cost = (rounds * largest).min(work * units / blocks + largest).max(work * units / blocks);
-            best = best.min((cost, candidate));
+            if pieces <= PIECES_MAX as u64 || candidate == longest {
+                best = best.min((cost, candidate));
+            }
             candidate = if candidate < longest { (candidate + candidate.div_ceil(2)).min(longest) } else { longest + 1 };
         }
         best.1
@@ -271,6 +273,8 @@ impl Shape {
 
 /// Tokens whose attention is summed without a break: a block of the decode kernel.
 pub(super) const BLOCK_TOKENS: u32 = 256;
+/// Most pieces that rows are cut into; whole rows may be more.
+pub(super) const PIECES_MAX: usize = 16_384;
 /// What a row that is not cut costs beside its blocks, in sixteenths of a block.
 const WHOLE_COST: u64 = 4;
 /// What a piece of a row costs beside its blocks.

@@ -80,6 +80,14 @@ impl Device for Far {
         self.0.lock().unwrap()[at as usize..][..bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
+
+    fn handle(&self) -> Option<Vec<u8>> {
+        Some(b"far".to_vec())
+    }
+
+    fn reach(&self, _: &[u8]) -> std::io::Result<Box<dyn Reach>> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
 }
 
 #[test]
@@ -98,4 +106,21 @@ fn the_pages_of_a_device_are_fenced_as_any() {
     assert!(arena.read(2).is_err());
     drop(held);
     assert!(arena.region().is_none() && arena.identity().is_none());
+}
+
+#[test]
+fn the_words_of_a_device_can_be_shared() {
+    let device = std::sync::Arc::new(Far(vec![0; 192].into()));
+    let arena = Arena::over_shared(device, 64, 3, 1).unwrap();
+    let identity = arena.identity().expect("it is shared");
+    assert_eq!(identity.device.as_deref(), Some(&b"far"[..]));
+    let remote = crate::Remote::open(identity).unwrap();
+    arena.grant(&[2], 4).unwrap();
+    assert_eq!(remote.write_leased(1, 4).unwrap_err(), Denied::Fenced);
+    let write = remote.write_leased(2, 4).unwrap();
+    assert!(arena.read(2).is_err(), "it is being written");
+    assert!(write.finish());
+    assert!(arena.read(2).is_ok());
+    let plain = crate::Identity { device: None, ..identity.clone() };
+    assert!(crate::Remote::open(&plain).is_err(), "pages that are not there");
 }
