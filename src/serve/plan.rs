@@ -284,7 +284,7 @@ const CHUNK_TOKENS: u32 = 512;
 pub(crate) const CUDA_CHUNK_TOKENS: u32 = 8192;
 const RUNNING_MAX: u32 = 64;
 /// And where a GPU computes.
-pub(crate) const CUDA_RUNNING_MAX: u32 = 256;
+pub(crate) const CUDA_RUNNING_MAX: u32 = 512;
 /// Share of a GPU's memory that a worker takes. SGLang's lies between 0.8 and 0.9.
 pub(crate) const MEM_FRACTION_STATIC: f64 = 0.88;
 /// L2 of a GPU's worker unless said otherwise.

@@ -326,5 +326,8 @@ impl fmt::Debug for CudaModel {
     }
 }
 
+/// Variables of the environment that the engine reads: where libraries are, and where compiled kernels are kept.
+pub const VARIABLES: [&str; 2] = ["PD_CUDA_LIB_PATH", "PD_CACHE_DIR"];
+
 /// Names the order of sums and the rounding of kernels: to be changed with them.
 const NUMERICS: &str = "cuda1";

@@ -209,7 +209,8 @@ impl Products {
         let Form { n, k, .. } = trial.form;
         let width = ORDERED_ROWS.into_iter().find(|width| rows <= *width);
         let mut best = ordered.zip(width).map(|((ms, height), width)| (ms, Way::Ordered { width, height }));
-        for most in [CANDIDATES, CANDIDATES_MAX] {
+        let few = if rows <= ORDERED_WIDTH { CANDIDATES } else { CANDIDATES_TIMED };
+        for most in [few, CANDIDATES_MAX] {
             for algorithm in self.blas.algorithms(&Problem::new(trial.form, rows)?, most)? {
                 let way = Way::Blas(Problem::new(trial.form, rows)?, algorithm);
                 if rows > TIMED_ROWS {
@@ -337,12 +338,14 @@ struct Trial<'a> {
 
 /// Rows that are compared with the reference: more than any tile has.
 const COMPARED_ROWS: usize = 256;
-/// Algorithms that are tried for each number of rows.
+/// Algorithms that are timed for each number of rows.
 const CANDIDATES: usize = 3;
+/// The same, for numbers of rows that our kernel does not take.
+const CANDIDATES_TIMED: usize = 8;
 /// Algorithms that are tried where none of the first is right.
 const CANDIDATES_MAX: usize = 32;
 /// Up to so many rows candidates are timed.
-const TIMED_ROWS: usize = 256;
+const TIMED_ROWS: usize = 512;
 const TRIALS: usize = 6;
 /// The widest product of our kernel.
 const ORDERED_WIDTH: usize = ORDERED_ROWS[ORDERED_ROWS.len() - 1];
