@@ -192,7 +192,8 @@ pub(crate) fn origins(given: &[&'static str], told: &ArgMatches, file: Option<&P
 /// The `PD_*` variables of this process that no command reads although one has nearly that name: who meant what.
 pub(crate) fn misspelt(command: &Command) -> Vec<String> {
     let all = command.get_subcommands().flat_map(Command::get_arguments);
-    let known: Vec<&str> = all.filter_map(|argument| argument.get_env()?.to_str()).collect();
+    let flags = all.filter_map(|argument| argument.get_env()?.to_str());
+    let known: Vec<&str> = flags.chain(pd_gpu::cuda::VARIABLES).collect();
     let set = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     set.filter(|name| name.starts_with("PD_") && !known.contains(&name.as_str()))
         .filter_map(|name| {

@@ -2,6 +2,7 @@
 
 mod bench;
 mod diff;
+mod doctor;
 mod inspect;
 mod outputs;
 mod plan;
@@ -40,6 +41,7 @@ enum Command {
     /// Look for runs that go wrong: thousands of small random deployments, loads and faults, each from a seed.
     Swarm(swarm::Swarm),
     Plan(Box<plan::Plan>),
+    Doctor(doctor::Doctor),
     /// Live a recorded run again and compare every step.
     Replay(replay::Replay),
     /// Find the first thing in which two runs differ.
@@ -61,6 +63,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Sim(_)
         | Command::Swarm(_)
         | Command::Plan(_)
+        | Command::Doctor(_)
         | Command::Replay(_)
         | Command::Diff(_)
         | Command::Trace(_) => {}
@@ -73,6 +76,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Sim(sim) => sim.run(),
         Command::Swarm(swarm) => swarm.run(),
         Command::Plan(plan) => plan.run(),
+        Command::Doctor(doctor) => doctor.run(),
         Command::Replay(replay) => replay.run(),
         Command::Diff(diff) => diff.run(),
         Command::Trace(trace) => trace.run(),

@@ -1,15 +1,15 @@
-//! The compute lane: a thread that owns the engine and computes one batch after the other.
+//! The compute lane: a thread that owns the engine and starts one batch after the other.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::thread::JoinHandle;
 
 use pd_core::batch::{Batch, Sampled};
 use pd_core::id::{OpId, RequestId, Token};
 use pd_core::op::{Fault, Outcome};
-pub(crate) use pd_gpu::{CpuEngine, Sample, Sampling};
-use pd_sync::Arena;
+use pd_gpu::EngineError;
+pub(crate) use pd_gpu::{Sample, Sampling};
 
+use super::engine::Ready;
 use super::shell::{Mailbox, Told};
 
 /// What the lane is asked for, in this order.
@@ -46,44 +46,84 @@ pub(crate) enum ComputeTask {
     },
 }
 
+/// Does what is not a forward; gives back what is.
+macro_rules! prepare {
+    ($engine:expr, $task:expr) => {
+        match $task {
+            ComputeTask::Admit { request, tokens, sampling } => {
+                // Checked at the door; should it fail here, its forwards fail, and with them only this request.
+                if let Err(error) = $engine.admit(request, &tokens, sampling) {
+                    tracing::error!(%request, "the engine does not take the request: {error}");
+                }
+                None
+            }
+            ComputeTask::Set { request, position, token } => {
+                if let Err(error) = $engine.set_token(request, position, token) {
+                    tracing::error!(%request, "the engine does not take a prefill worker's token: {error}");
+                }
+                None
+            }
+            ComputeTask::Forget { request } => {
+                $engine.forget(request);
+                None
+            }
+            ComputeTask::Forward { op, batch } => Some((op, batch)),
+        }
+    };
+}
+
 /// Starts the lane; it ends when the sender is dropped.
 ///
 /// # Errors
 /// If the system has no thread left.
-pub(crate) fn start(
-    mut engine: CpuEngine,
-    kv: Arc<Arena>,
-    inbox: Mailbox,
-) -> std::io::Result<(Sender<ComputeTask>, JoinHandle<()>)> {
+pub(crate) fn start(ready: Ready, inbox: Mailbox) -> std::io::Result<Sender<ComputeTask>> {
     let (tasks, queue) = channel();
-    let thread = std::thread::Builder::new().name("compute".to_owned()).spawn(move || {
-        for task in queue {
-            match task {
-                ComputeTask::Admit { request, tokens, sampling } => {
-                    // Checked at the door; should it fail here, its forwards fail, and with them only this request.
-                    if let Err(error) = engine.admit(request, &tokens, sampling) {
-                        tracing::error!(%request, "the engine does not take the request: {error}");
+    let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+    match ready {
+        Ready::Cpu { mut engine, device } => {
+            thread("compute").spawn(move || {
+                for task in queue {
+                    if let Some((op, mut batch)) = prepare!(engine, task) {
+                        let computed = engine.forward(&mut batch, &device);
+                        if inbox.send(told(op, batch, computed)).is_err() {
+                            return;
+                        }
                     }
                 }
-                ComputeTask::Set { request, position, token } => {
-                    if let Err(error) = engine.set_token(request, position, token) {
-                        tracing::error!(%request, "the engine does not take a prefill worker's token: {error}");
-                    }
-                }
-                ComputeTask::Forget { request } => engine.forget(request),
-                ComputeTask::Forward { op, batch } => {
-                    if inbox.send(forward(&mut engine, &kv, op, batch)).is_err() {
+            })?;
+        }
+        // One thread starts forwards, another sees them end: the GPU goes from one to the next by itself.
+        Ready::Cuda { mut engine, .. } => {
+            let finisher = engine.finisher();
+            let answers = Arc::clone(&inbox);
+            let (flights, landing) = channel();
+            thread("landing").spawn(move || {
+                for (op, flight) in landing {
+                    let (batch, computed) = finisher.finish(flight);
+                    if answers.send(told(op, batch, computed)).is_err() {
                         return;
                     }
                 }
-            }
+            })?;
+            thread("compute").spawn(move || {
+                for task in queue {
+                    let Some((op, batch)) = prepare!(engine, task) else { continue };
+                    let is_sent = match engine.submit(batch) {
+                        Ok(flight) => flights.send((op, flight)).is_ok(),
+                        Err((error, batch)) => inbox.send(told(op, batch, Err(error))).is_ok(),
+                    };
+                    if !is_sent {
+                        return;
+                    }
+                }
+            })?;
         }
-    })?;
-    Ok((tasks, thread))
+    }
+    Ok(tasks)
 }
 
-fn forward(engine: &mut CpuEngine, kv: &Arena, op: OpId, mut batch: Box<Batch>) -> Told {
-    match engine.forward(&mut batch, kv) {
+fn told(op: OpId, batch: Box<Batch>, computed: Result<Vec<Sample>, EngineError>) -> Told {
+    match computed {
         Ok(samples) => {
             let samples = samples.into_iter().filter(|sample| sample.logprobs.is_some());
             let samples = samples.map(|sample| (sample.request, sample)).collect();

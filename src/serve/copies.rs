@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::thread::JoinHandle;
 
 use pd_core::id::OpId;
 use pd_core::op::{Command, Fault, LaneKind, Outcome};
+use pd_gpu::cuda::CopyLane;
 use pd_sync::{Arena, Busy};
 
 use super::shell::{Mailbox, Told};
@@ -16,32 +16,41 @@ pub(crate) struct Copies {
     out: Sender<(OpId, Command)>,
 }
 
+/// One lane's work.
+struct Lane {
+    device: Arc<Arena>,
+    host: Arc<Arena>,
+    /// What copies if L1 is a GPU's.
+    gpu: Option<CopyLane>,
+}
+
 impl Copies {
-    /// Starts the lanes. They end when this is dropped.
+    /// Starts the lanes. They end when this is dropped. If L1 is a GPU's, it has a lane for each direction.
     ///
     /// # Errors
     /// If the system has no thread left.
     pub(crate) fn start(
         device: &Arc<Arena>,
         host: &Arc<Arena>,
+        gpu: Option<[CopyLane; 2]>,
         inbox: &Mailbox,
-    ) -> std::io::Result<(Self, Vec<JoinHandle<()>>)> {
-        let lane = |name: &str| {
+    ) -> std::io::Result<Self> {
+        let lane = |name: &str, gpu: Option<CopyLane>| {
             let (commands, queue) = channel::<(OpId, Command)>();
-            let (device, host, inbox) = (Arc::clone(device), Arc::clone(host), Arc::clone(inbox));
+            let lane = Lane { device: Arc::clone(device), host: Arc::clone(host), gpu };
+            let inbox = Arc::clone(inbox);
             let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
                 for (op, command) in queue {
-                    let outcome = copy(&device, &host, &command);
+                    let outcome = lane.copy(&command);
                     if inbox.send(Told::Done { op, outcome, samples: Vec::new() }).is_err() {
                         return;
                     }
                 }
             });
-            thread.map(|thread| (commands, thread))
+            thread.map(|_| commands)
         };
-        let (into, first) = lane("copy-in")?;
-        let (out, second) = lane("copy-out")?;
-        Ok((Self { into, out }, vec![first, second]))
+        let (first, second) = gpu.map_or((None, None), |[first, second]| (Some(first), Some(second)));
+        Ok(Self { into: lane("copy-in", first)?, out: lane("copy-out", second)? })
     }
 
     /// Takes a command of either lane.
@@ -52,26 +61,62 @@ impl Copies {
     }
 }
 
-fn copy(device: &Arena, host: &Arena, command: &Command) -> Outcome {
-    let one = |from: (&Arena, u32), to: (&Arena, u32)| -> Result<(), Busy> {
-        let source = from.0.read(from.1)?;
-        to.0.write(to.1)?.copy_from_slice(&source);
+impl Lane {
+    fn copy(&self, command: &Command) -> Outcome {
+        // Pages of L1 and of L2, and which way.
+        let (pairs, is_back): (Vec<(u32, u32)>, bool) = match command {
+            Command::LoadBack(pages) => (pages.iter().map(|(from, to)| (to.0, from.0)).collect(), true),
+            Command::Backup(pages) => (pages.iter().map(|(from, to)| (from.0, to.0)).collect(), false),
+            Command::Forward(_)
+            | Command::Query(_)
+            | Command::Prefetch(_)
+            | Command::Persist(_)
+            | Command::Discard(_)
+            | Command::Scan { .. }
+            | Command::Wipe
+            | Command::Touch(_)
+            | Command::Push(_) => return Outcome::Failed(Fault::Device),
+        };
+        let failed = match &self.gpu {
+            Some(gpu) => self.by_gpu(gpu, &pairs, is_back),
+            None => (0..)
+                .zip(&pairs)
+                .filter_map(|(at, pair)| self.by_cpu(*pair, is_back).err().map(|_| (at, Fault::Fenced)))
+                .collect(),
+        };
+        if failed.is_empty() { Outcome::Moved } else { Outcome::Partly(failed) }
+    }
+
+    fn by_cpu(&self, (device, host): (u32, u32), is_back: bool) -> Result<(), Busy> {
+        if is_back {
+            let source = self.host.read(host)?;
+            self.device.write(device)?.copy_from_slice(&source);
+        } else {
+            let source = self.device.read(device)?;
+            self.host.write(host)?.copy_from_slice(&source);
+        }
         Ok(())
-    };
-    let copied: Vec<Result<(), Busy>> = match command {
-        Command::LoadBack(pages) => pages.iter().map(|(from, to)| one((host, from.0), (device, to.0))).collect(),
-        Command::Backup(pages) => pages.iter().map(|(from, to)| one((device, from.0), (host, to.0))).collect(),
-        Command::Forward(_)
-        | Command::Query(_)
-        | Command::Prefetch(_)
-        | Command::Persist(_)
-        | Command::Discard(_)
-        | Command::Scan { .. }
-        | Command::Wipe
-        | Command::Touch(_)
-        | Command::Push(_) => return Outcome::Failed(Fault::Device),
-    };
-    let failed: Vec<(u32, Fault)> =
-        (0..).zip(copied).filter_map(|(at, copied)| copied.err().map(|_| (at, Fault::Fenced))).collect();
-    if failed.is_empty() { Outcome::Moved } else { Outcome::Partly(failed) }
+    }
+
+    /// Which pages failed, and why. All others are copied side by side.
+    fn by_gpu(&self, gpu: &CopyLane, pairs: &[(u32, u32)], is_back: bool) -> Vec<(u32, Fault)> {
+        let mut failed = Vec::new();
+        let (mut held, mut sound, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        for (at, (device, host)) in (0_u32..).zip(pairs) {
+            match (self.device.hold(*device, is_back), self.host.hold(*host, !is_back)) {
+                (Ok(device_page), Ok(host_page)) => {
+                    held.push((device_page, host_page));
+                    sound.push((*device, *host));
+                    places.push(at);
+                }
+                (Err(_), _) | (_, Err(_)) => failed.push((at, Fault::Fenced)),
+            }
+        }
+        if let Err(error) = gpu.copy(&sound, is_back) {
+            tracing::error!("{} pages were not copied: {error}", sound.len());
+            failed.extend(places.into_iter().map(|at| (at, Fault::Device)));
+            failed.sort_unstable_by_key(|(at, _)| *at);
+        }
+        failed
+    }
 }

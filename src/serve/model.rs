@@ -6,29 +6,25 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pd_core::batch::{Batch, Run};
-use pd_core::cost::Cost;
-use pd_core::id::{GpuPage, RequestId, Token};
-use pd_gpu::{CpuEngine, Element, ModelSource, Options as EngineOptions, Sampling, Weights};
+use pd_gpu::cuda::{CudaModel, CudaOptions};
+use pd_gpu::{CpuEngine, Element, ModelSource, Options as EngineOptions, Weights};
 use pd_net::text::{Files, Text};
-use pd_sync::Arena;
 
-use super::options::{Dtype, LoadFormat, Options};
-use super::plan::bytes;
+use super::engine::Loaded;
+use super::options::{Device, Dtype, LoadFormat, Options};
+use super::plan::{CUDA_CHUNK_TOKENS, CUDA_RUNNING_MAX, bytes};
 use super::tiny;
 use crate::progress::bar;
 
 /// A model, ready for workers of this process.
 pub(crate) struct Model {
-    pub(crate) engine: CpuEngine,
+    pub(crate) engine: Loaded,
     pub(crate) text: Arc<Text>,
     /// Name in answers.
     pub(crate) name: String,
     pub(crate) path: String,
     pub(crate) model_type: String,
     pub(crate) architectures: Vec<String>,
-    /// What steps cost here.
-    pub(crate) cost: Cost,
     /// What was loaded, for the banner.
     pub(crate) about: String,
 }
@@ -78,9 +74,7 @@ impl Model {
         if !page_size.is_power_of_two() {
             return Err(format!("--page-size is {page_size}; it must be a power of two"));
         }
-        let threads = options.threads.and_then(|threads| NonZeroUsize::new(threads as usize));
-        let engine = EngineOptions { page_size, kv, weights: in_memory, threads, isa: None };
-        let engine = watched(&weights, || CpuEngine::new(&weights, engine)).map_err(|error| error.to_string())?;
+        let engine = load(options, &weights, page_size, kv, in_memory)?;
         let facts: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
         let path = options.model_path.as_ref().map_or_else(|| "built in".to_owned(), |path| path.display().to_string());
         let name = options.served_model_name.clone().unwrap_or_else(|| match &options.model_path {
@@ -94,7 +88,6 @@ impl Model {
             tracing::info!("loaded {about}");
         }
         let architectures = facts["architectures"].as_array().into_iter().flatten();
-        let cost = measure(&engine)?;
         Ok(Self {
             engine,
             text,
@@ -102,40 +95,52 @@ impl Model {
             path,
             model_type: facts["model_type"].as_str().unwrap_or("llama").to_owned(),
             architectures: architectures.filter_map(|name| Some(name.as_str()?.to_owned())).collect(),
-            cost,
             about,
         })
     }
 }
 
-/// What steps cost on this machine, measured with one chunk and a few steps. Policies compare it with the cost of
-/// loading KV, so an estimate will do.
-fn measure(engine: &CpuEngine) -> Result<Cost, String> {
-    let mut engine = engine.sibling();
-    let geometry = engine.geometry().clone();
-    let page_size = geometry.page_size;
-    let chunk = MEASURED_TOKENS.min(geometry.context / 2).max(1);
-    let pages = (chunk + MEASURED_STEPS).div_ceil(page_size) + 1;
-    let arena = Arena::new(geometry.page_bytes(page_size), pages).map_err(|error| error.to_string())?;
-    let request = RequestId(0);
-    let prompt: Vec<Token> = (0..chunk).map(|at| Token(at % geometry.vocab)).collect();
-    engine.admit(request, &prompt, Sampling::greedy()).map_err(|error| error.to_string())?;
-    let table: Vec<GpuPage> = (0..pages).map(GpuPage).collect();
-    let mut step = |start: u32, count: u32, told: u32, pages: &[GpuPage]| {
-        let mut batch = Batch::default();
-        batch.push(Run::new(request, start, count, true, told), pages);
-        let begin = Instant::now();
-        engine.forward(&mut batch, &arena).map_err(|error| error.to_string())?;
-        Ok::<u64, String>(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX))
+/// Brings weights to where they are computed with.
+fn load(
+    options: &Options,
+    weights: &Weights,
+    page_size: u32,
+    kv: Element,
+    in_memory: Option<Element>,
+) -> Result<Loaded, String> {
+    let on_cpu = || {
+        let threads = options.threads.and_then(|threads| NonZeroUsize::new(threads as usize));
+        let engine = EngineOptions { page_size, kv, weights: in_memory, threads, isa: None };
+        let engine = watched(weights, || CpuEngine::new(weights, engine));
+        engine.map(Loaded::Cpu).map_err(|error| error.to_string())
     };
-    let prefill = step(0, chunk, 0, &table)?;
-    let mut decode = u64::MAX;
-    for at in 0..MEASURED_STEPS {
-        decode = decode.min(step(chunk + at, 1, pages, &[])?);
+    let on_gpu = |ordinal: u32| {
+        if kv == Element::F32 || in_memory == Some(Element::F32) {
+            return Err("a GPU computes in bfloat16: leave out --dtype and --kv-cache-dtype, or take --device cpu".into());
+        }
+        let model = watched(weights, || CudaModel::load(ordinal, weights)).map_err(|error| error.to_string())?;
+        let sequences_max = options.max_running_requests.unwrap_or(CUDA_RUNNING_MAX);
+        let chunk = options.chunked_prefill_size.unwrap_or(CUDA_CHUNK_TOKENS);
+        let rows_max = chunk.saturating_add(sequences_max);
+        let options = CudaOptions { page_size, rows_max, sequences_max, context: options.context_length };
+        Ok(Loaded::Cuda { model, options })
+    };
+    match options.device.unwrap_or_default() {
+        Device::Cpu => on_cpu(),
+        Device::Cuda(ordinal) => on_gpu(ordinal),
+        // The model inside pd is for trying things out: it leaves GPUs to others.
+        Device::Auto if options.model_path.is_none() => on_cpu(),
+        Device::Auto => match pd_gpu::cuda::devices() {
+            Ok(count) if count > 0 && kv == Element::Bf16 && in_memory != Some(Element::F32) => on_gpu(0),
+            Ok(_) => on_cpu(),
+            Err(error) => {
+                tracing::info!("computing on the CPU: {error}");
+                on_cpu()
+            }
+        },
     }
-    let token_ns = prefill.saturating_sub(decode) / u64::from(chunk);
-    Ok(Cost::fixed(decode.max(1), token_ns.max(1), decode.max(1), u64::from(geometry.context)))
 }
+
 /// Packs weights and shows how far that is.
 fn watched<T: Send>(weights: &Weights, pack: impl FnOnce() -> T + Send) -> T {
     let watcher = std::thread::current();
@@ -178,8 +183,5 @@ fn missing(folder: &Path, file: &Path, error: &std::io::Error) -> String {
 
 /// Tokens per page unless said otherwise.
 const PAGE_TOKENS: u32 = 16;
-/// What is computed to see what computing costs.
-const MEASURED_TOKENS: u32 = 64;
-const MEASURED_STEPS: u32 = 4;
 /// Time between two looks at how far the weights are.
 const LOOK: Duration = Duration::from_millis(100);

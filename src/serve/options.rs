@@ -36,6 +36,9 @@ options! {
         #[arg(env = "PD_RANDOM_SEED", value_name = "N", help_heading = "Model")]
         random_seed: u64,
 
+        /// auto: a GPU if there is one and --model-path is given, else the CPU; cuda:1 takes the second GPU.
+        #[arg(env = "PD_DEVICE", value_parser = choice::<Device>, value_name = "auto|cpu|cuda|cuda:N", help_heading = "Model")]
+        device: Device,
         /// Threads that compute; as many as the machine has by default.
         #[arg(env = "PD_THREADS", value_name = "N", help_heading = "Model")]
         threads: u32,
@@ -77,9 +80,13 @@ options! {
         /// Tokens per page.
         #[arg(env = "PD_PAGE_SIZE", value_name = "TOKENS", help_heading = "KV cache")]
         page_size: u32,
-        /// Tokens of L1, like 64k; by default eight contexts, or what a quarter of the free memory holds.
+        /// Tokens of L1, like 64k; by default eight contexts, or what a quarter of the free
+        /// memory holds; on a GPU what --mem-fraction-static leaves.
         #[arg(env = "PD_MAX_TOTAL_TOKENS", value_parser = quantity::<Count>, value_name = "TOKENS", help_heading = "KV cache")]
         max_total_tokens: Count,
+        /// Share of a GPU's memory for model and L1 together; 0.88 by default.
+        #[arg(env = "PD_MEM_FRACTION_STATIC", value_name = "SHARE", help_heading = "KV cache")]
+        mem_fraction_static: f64,
         /// What L1 drops first.
         #[arg(env = "PD_RADIX_EVICTION_POLICY", value_parser = choice::<Policy>, value_name = "POLICY", help_heading = "KV cache")]
         radix_eviction_policy: Policy,
@@ -125,6 +132,34 @@ options! {
         /// Record each input of the worker for `pd replay`.
         #[arg(env = "PD_JOURNAL", value_name = "FILE", help_heading = "Observing")]
         journal: PathBuf,
+    }
+}
+
+/// What computes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Device {
+    /// A GPU where that makes sense.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number, as the driver counts.
+    Cuda(u32),
+}
+
+impl<'de> Deserialize<'de> for Device {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let ordinal = text.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+        match (text.as_str(), ordinal) {
+            ("auto", _) => Ok(Self::Auto),
+            ("cpu", _) => Ok(Self::Cpu),
+            ("cuda", _) => Ok(Self::Cuda(0)),
+            (_, Some(ordinal)) => Ok(Self::Cuda(ordinal)),
+            (_, None) => {
+                Err(serde::de::Error::custom(format!("unknown device {text:?}, expected auto, cpu, cuda or cuda:N")))
+            }
+        }
     }
 }
 

@@ -67,41 +67,48 @@ impl Events for Ear {
     }
 }
 
-/// Makes L1 where peers can write it, listens, and (a prefill worker) opens the bootstrap server.
+/// Makes L1 where peers can write it.
 ///
 /// # Errors
-/// Which address or memory cannot be had.
-pub(crate) async fn start(
-    options: &Options,
-    config: &WorkerConfig,
-    page_bytes: usize,
-    inbox: &Mailbox,
-    runtime: &Handle,
-) -> Result<(Arc<Arena>, Peers), String> {
-    let host = options.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned());
-    let backend = options.disaggregation_transfer_backend.unwrap_or_default();
-    let (worker, epoch) = (config.worker, config.epoch);
-    let pages = config.kv.gpu_pages;
-    let arena = match backend {
+/// If there is no memory.
+pub(crate) fn memory(options: &Options, config: &WorkerConfig, page_bytes: usize) -> Result<Arc<Arena>, String> {
+    let (pages, epoch) = (config.kv.gpu_pages, config.epoch.0);
+    let arena = match options.disaggregation_transfer_backend.unwrap_or_default() {
         Backend::Tcp | Backend::Fake => Arena::new(page_bytes, pages),
-        Backend::Shm => Arena::shared(page_bytes, pages, epoch.0),
+        Backend::Shm => Arena::shared(page_bytes, pages, epoch),
         // Where there is no room for shared memory, TCP does.
-        Backend::Auto => Arena::shared(page_bytes, pages, epoch.0).or_else(|error| {
+        Backend::Auto => Arena::shared(page_bytes, pages, epoch).or_else(|error| {
             tracing::warn!("no shared memory for L1 ({error}): peers on this host use TCP");
             Arena::new(page_bytes, pages)
         }),
     };
-    let arena = arena.map(Arc::new).map_err(|error| format!("no memory for L1: {error}"))?;
+    arena.map(Arc::new).map_err(|error| format!("no memory for L1: {error}"))
+}
+
+/// Listens for peers, and (a prefill worker) opens the bootstrap server.
+///
+/// # Errors
+/// Which address cannot be had.
+pub(crate) async fn start(
+    options: &Options,
+    config: &WorkerConfig,
+    arena: &Arc<Arena>,
+    inbox: &Mailbox,
+    runtime: &Handle,
+) -> Result<Peers, String> {
+    let host = options.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned());
+    let backend = options.disaggregation_transfer_backend.unwrap_or_default();
+    let (worker, epoch) = (config.worker, config.epoch);
     let answers = Arc::clone(inbox);
     let done: Done = Arc::new(move |op: OpId, outcome: Outcome| {
         let _ = answers.send(Told::Done { op, outcome, samples: Vec::new() });
     });
     let wire = WireConfig::new(worker, epoch);
     let transport: Arc<dyn Transport> = match (config.transfer.backend, backend) {
-        (TransferBackend::Fake, _) => Arc::new(Fake::new(wire, page_bytes as u64, done)),
-        (TransferBackend::Wire, Backend::Tcp) => Arc::new(Carrier::tcp(wire, Arc::clone(&arena), done)),
+        (TransferBackend::Fake, _) => Arc::new(Fake::new(wire, arena.page_bytes() as u64, done)),
+        (TransferBackend::Wire, Backend::Tcp) => Arc::new(Carrier::tcp(wire, Arc::clone(arena), done)),
         (TransferBackend::Wire, Backend::Auto | Backend::Shm | Backend::Fake) => {
-            Arc::new(Carrier::shared(wire, Arc::clone(&arena), done))
+            Arc::new(Carrier::shared(wire, Arc::clone(arena), done))
         }
     };
     let listen = ReceiverConfig {
@@ -112,7 +119,7 @@ pub(crate) async fn start(
     };
     let receiver = match config.transfer.backend {
         TransferBackend::Fake => Receiver::fake(listen),
-        TransferBackend::Wire => Receiver::listen(listen, Arc::clone(&arena)),
+        TransferBackend::Wire => Receiver::listen(listen, Arc::clone(arena)),
     };
     let receiver = receiver.map_err(|error| format!("the wire cannot listen at {host}: {error}"))?;
     let wire_address = receiver.address().to_string();
@@ -159,7 +166,7 @@ pub(crate) async fn start(
     };
     let ends = Arc::new(Ends { connections: Arc::clone(&connections), transport, receiver });
     let patience = config.transfer.bootstrap_timeout;
-    Ok((arena, Peers { connections, ends, bootstrap, bootstrap_port, patience }))
+    Ok(Peers { connections, ends, bootstrap, bootstrap_port, patience })
 }
 
 impl Peers {

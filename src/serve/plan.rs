@@ -34,7 +34,16 @@ pub(crate) struct Identity {
     pub(crate) epoch: Epoch,
 }
 
-/// Makes the plan of a worker. `memory_bytes` is what the machine has to spare.
+/// What there is to spare.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// Of the machine's memory.
+    pub(crate) host: u64,
+    /// Of a GPU's, if KV is there.
+    pub(crate) device: Option<u64>,
+}
+
+/// Makes the plan of a worker.
 ///
 /// # Errors
 /// Which option cannot be met, and what would do.
@@ -43,7 +52,7 @@ pub(crate) fn plan(
     identity: Identity,
     geometry: &Geometry,
     fingerprint: &str,
-    memory_bytes: u64,
+    memory: Memory,
 ) -> Result<Plan, String> {
     let page_size = geometry.page_size;
     let page_bytes = geometry.page_bytes(page_size);
@@ -59,20 +68,22 @@ pub(crate) fn plan(
         None => geometry.context,
     };
     let mut choices = Vec::new();
-    let (device_pages, why) = device_pages(options, geometry, context, memory_bytes)?;
+    let (device_pages, why) = device_pages(options, geometry, context, memory)?;
     choices.push(("L1", tier(u64::from(device_pages), page_size, page_bytes, &why)));
-    let (host_pages, why) = host_pages(options, device_pages, page_bytes)?;
+    let (host_pages, why) = host_pages(options, device_pages, page_bytes, memory)?;
     if host_pages > 0 {
         choices.push(("L2", tier(u64::from(host_pages), page_size, page_bytes, &why)));
     } else {
         choices.push(("L2", format!("none ({why})")));
     }
-    let wanted = (u64::from(device_pages) + u64::from(host_pages)) * page_bytes as u64;
-    if wanted > memory_bytes {
+    let of_host = u64::from(host_pages) + if memory.device.is_none() { u64::from(device_pages) } else { 0 };
+    let wanted = of_host * page_bytes as u64;
+    if wanted > memory.host {
+        let tiers = if memory.device.is_none() { "L1 and L2 need" } else { "L2 needs" };
         return Err(format!(
-            "L1 and L2 need {}, the machine has {} to spare: lower --max-total-tokens or --hicache-ratio",
+            "{tiers} {}, the machine has {} to spare: lower --max-total-tokens, --hicache-size or --hicache-ratio",
             bytes(wanted),
-            bytes(memory_bytes)
+            bytes(memory.host)
         ));
     }
     let storage_bytes = options.hicache_storage_size.map_or(64 << 30, |size| size.0);
@@ -96,6 +107,7 @@ pub(crate) fn plan(
         layout: Geometry::LAYOUT.to_owned(),
         ..Namespace::default()
     };
+    let is_gpu = memory.device.is_some();
     let kv = KvConfig::default();
     let sched = SchedConfig::default();
     let transfer = TransferConfig::default();
@@ -116,14 +128,14 @@ pub(crate) fn plan(
             prefetch_policy: options.hicache_storage_prefetch_policy.unwrap_or(kv.prefetch_policy),
             storage,
             prefetch_threshold: options.prefetch_threshold.unwrap_or(kv.prefetch_threshold),
-            storage_link: link(50_000, 1_500_000_000),
-            host_link: link(2_000, 5_000_000_000),
+            storage_link: link(50_000, if is_gpu { 4_000_000_000 } else { 1_500_000_000 }),
+            host_link: if is_gpu { link(10_000, 50_000_000_000) } else { link(2_000, 5_000_000_000) },
             ..kv
         },
         sched: SchedConfig {
             policy: options.schedule_policy.unwrap_or(sched.policy),
-            chunked_prefill_size: options.chunked_prefill_size.unwrap_or(CHUNK_TOKENS),
-            max_running_requests: options.max_running_requests.unwrap_or(RUNNING_MAX),
+            chunked_prefill_size: options.chunked_prefill_size.unwrap_or(if is_gpu { CUDA_CHUNK_TOKENS } else { CHUNK_TOKENS }),
+            max_running_requests: options.max_running_requests.unwrap_or(if is_gpu { CUDA_RUNNING_MAX } else { RUNNING_MAX }),
             max_queued_requests: options.max_queued_requests.unwrap_or(QUEUED_MAX),
             mixed_chunk: options.enable_mixed_chunk.unwrap_or(sched.mixed_chunk),
             overlap: !options.disable_overlap_schedule.unwrap_or(false),
@@ -167,14 +179,26 @@ fn device_pages(
     options: &Options,
     geometry: &Geometry,
     context: u32,
-    memory_bytes: u64,
+    memory: Memory,
 ) -> Result<(u32, String), String> {
     let page_size = u64::from(geometry.page_size);
     let page_bytes = geometry.page_bytes(geometry.page_size) as u64;
-    let (tokens, why) = match options.max_total_tokens {
-        Some(count) => (count.0, "--max-total-tokens".to_owned()),
-        None => {
-            let fit = memory_bytes / 4 / page_bytes * page_size;
+    let (tokens, why) = match (options.max_total_tokens, memory.device) {
+        (Some(count), Some(room)) if count.0 / page_size > room / page_bytes => {
+            return Err(format!(
+                "--max-total-tokens is {}: its KV needs {}, the GPU has {} left for it",
+                count.0,
+                bytes(count.0 / page_size * page_bytes),
+                bytes(room)
+            ));
+        }
+        (Some(count), _) => (count.0, "--max-total-tokens".to_owned()),
+        (None, Some(room)) => {
+            let fraction = options.mem_fraction_static.unwrap_or(MEM_FRACTION_STATIC);
+            (room / page_bytes * page_size, format!("what {fraction} of the GPU's memory leaves beside the model"))
+        }
+        (None, None) => {
+            let fit = memory.host / 4 / page_bytes * page_size;
             let enough = u64::from(context) * CONTEXTS;
             if fit < enough {
                 (fit, "a quarter of the free memory".to_owned())
@@ -184,13 +208,25 @@ fn device_pages(
         }
     };
     let pages = u32::try_from(tokens / page_size).map_err(|_| format!("{tokens} tokens of L1 are too many pages"))?;
+    if let Some(room) = memory.device.filter(|_| pages < 2) {
+        return Err(format!(
+            "the GPU has {} left for KV, and a page needs {}: raise --mem-fraction-static or free memory of the GPU",
+            bytes(room),
+            bytes(page_bytes)
+        ));
+    }
     if pages < 2 {
         return Err(format!("--max-total-tokens is {tokens}: at least two pages of {page_size} tokens are needed"));
     }
     Ok((pages, why))
 }
 
-fn host_pages(options: &Options, device_pages: u32, page_bytes: usize) -> Result<(u32, String), String> {
+fn host_pages(
+    options: &Options,
+    device_pages: u32,
+    page_bytes: usize,
+    memory: Memory,
+) -> Result<(u32, String), String> {
     if let Some(size) = options.hicache_size {
         let pages =
             u32::try_from(size.0 / page_bytes as u64).map_err(|_| "--hicache-size: too many pages".to_owned())?;
@@ -198,6 +234,11 @@ fn host_pages(options: &Options, device_pages: u32, page_bytes: usize) -> Result
     }
     let (ratio, why) = match options.hicache_ratio {
         Some(ratio) => (ratio, "--hicache-ratio"),
+        None if options.hicache_storage_dir.is_some() && memory.device.is_some() => {
+            // Memory that the GPU copies from and to is pinned at the start, which takes its time.
+            let size = CUDA_HOST_BYTES.min(memory.host / 4);
+            return Ok(((size / page_bytes as u64) as u32, "as there is an L3; --hicache-size changes it".into()));
+        }
         None if options.hicache_storage_dir.is_some() => (2.0, "twice L1, as there is an L3"),
         None => (0.0, "--hicache-ratio is 0"),
     };
@@ -239,7 +280,15 @@ pub(crate) const fn is_disaggregated(mode: Mode) -> bool {
 
 /// Most prompt tokens of one forward: a CPU computes them in well below a second.
 const CHUNK_TOKENS: u32 = 512;
+/// And where a GPU computes.
+pub(crate) const CUDA_CHUNK_TOKENS: u32 = 8192;
 const RUNNING_MAX: u32 = 64;
+/// And where a GPU computes.
+pub(crate) const CUDA_RUNNING_MAX: u32 = 512;
+/// Share of a GPU's memory that a worker takes. SGLang's lies between 0.8 and 0.9.
+pub(crate) const MEM_FRACTION_STATIC: f64 = 0.88;
+/// L2 of a GPU's worker unless said otherwise.
+const CUDA_HOST_BYTES: u64 = 16 << 30;
 const QUEUED_MAX: u32 = 1024;
 /// What L1 holds by default, if there is memory.
 const CONTEXTS: u64 = 8;

@@ -27,7 +27,7 @@ use super::listen::listen;
 use super::model::Model;
 use super::options::Options;
 use super::peers::{self, Peers};
-use super::plan::{Identity, Plan, is_disaggregated, plan};
+use super::plan::{Identity, MEM_FRACTION_STATIC, Memory, Plan, is_disaggregated, plan};
 use super::shell::{Hearing, Lanes, Mailbox, Shell, Told};
 use super::status::{Publisher, Status};
 
@@ -57,9 +57,16 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
     let port = options.port.unwrap_or(PORT);
     let (listener, address) = listen(&host, port).await?;
     let identity = Identity { worker: worker_id(address), epoch: epoch() };
-    let geometry = model.engine.geometry();
+    let engine = model.engine.engine()?;
+    let geometry = engine.geometry().clone();
+    let fraction = options.mem_fraction_static.unwrap_or(MEM_FRACTION_STATIC);
+    if !(0.0..=1.0).contains(&fraction) {
+        return Err(format!("--mem-fraction-static is {fraction}; it must be between 0 and 1"));
+    }
+    let memory = Memory { host: free_memory(), device: engine.device_bytes(fraction)? };
     let Plan { config, namespace, page_bytes, storage_bytes, mut choices } =
-        plan(options, identity, geometry, model.engine.fingerprint(), free_memory())?;
+        plan(options, identity, &geometry, engine.fingerprint(), memory)?;
+    choices.insert(0, ("device", model.engine.device()));
     let arena = |pages: u32, tier: &str| {
         Arena::new(page_bytes, pages).map(Arc::new).map_err(|error| format!("no memory for {tier}: {error}"))
     };
@@ -67,14 +74,13 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
     // Should the start fail: the inbox is closed before peers are dropped, whose threads may be waiting for it.
     let peers;
     let (inbox, hearing) = Hearing::open();
-    let device = if is_disaggregated(config.mode) {
-        let (device, started) = peers::start(options, &config, page_bytes, &inbox, runtime).await?;
-        peers = Some(started);
-        device
-    } else {
-        peers = None;
-        arena(config.kv.gpu_pages, "L1")?
-    };
+    let has_peers = is_disaggregated(config.mode);
+    let mut ready = engine.with_pages(config.kv.gpu_pages, has_peers.then_some(config.epoch), || {
+        if has_peers { peers::memory(options, &config, page_bytes) } else { arena(config.kv.gpu_pages, "L1") }
+    })?;
+    let cost = ready.measure()?;
+    let device = Arc::clone(ready.device());
+    peers = if has_peers { Some(peers::start(options, &config, &device, &inbox, runtime).await?) } else { None };
     let storage = match &options.hicache_storage_dir {
         Some(dir) => {
             let mut settings = StoreConfig::new(dir);
@@ -95,9 +101,10 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
         }
         None => None,
     };
-    let (tasks, _) = compute::start(model.engine.sibling(), Arc::clone(&device), Arc::clone(&inbox))
-        .map_err(|error| format!("no thread to compute: {error}"))?;
-    let (copies, _) = Copies::start(&device, &host_memory, &inbox).map_err(|error| error.to_string())?;
+    let gpu = ready.copy_lanes(&host_memory)?;
+    let copies = Copies::start(&device, &host_memory, gpu, &inbox).map_err(|error| error.to_string())?;
+    let tasks =
+        compute::start(ready, Arc::clone(&inbox)).map_err(|error| format!("no thread to compute: {error}"))?;
     let lanes = Lanes {
         compute: Box::new(move |task| drop(tasks.send(task))),
         copy: Box::new(move |op, command| copies.start_copy(op, command)),
@@ -108,7 +115,7 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
     };
     let journal = match &options.journal {
         Some(path) => Some(
-            Journal::begin(path, &format!("{} at {address}", model.name), &config, &model.cost)
+            Journal::begin(path, &format!("{} at {address}", model.name), &config, &cost)
                 .map_err(|error| format!("cannot write the journal {}: {error}", path.display()))?,
         ),
         None => None,
@@ -150,7 +157,7 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
         is_attached: AtomicBool::new(config.kv.storage != StorageMode::None),
         info,
     });
-    let worker = Worker::new(config, model.cost.clone()).map_err(|error| error.to_string())?;
+    let worker = Worker::new(config, cost).map_err(|error| error.to_string())?;
     let shell = Shell::new(worker, journal, clock, hearing, lanes, Publisher::new(status));
     let shell = std::thread::Builder::new()
         .name("worker".to_owned())
@@ -216,7 +223,7 @@ fn epoch() -> Epoch {
 }
 
 /// What the machine can spare, in bytes; 4 GiB where it does not say.
-fn free_memory() -> u64 {
+pub(crate) fn free_memory() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());

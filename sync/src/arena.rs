@@ -9,7 +9,9 @@
 //! while the lease stands, and [`Arena::revoke`] says when the last such write has ended.
 
 use std::fmt;
-use std::ops::{Deref, DerefMut};
+use std::io;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use memmap2::{MmapMut, MmapOptions};
@@ -30,6 +32,46 @@ pub struct Arena {
 enum Memory {
     Own { map: MmapMut },
     Shared(Shared),
+    /// Not addressable: `base` is null and never used. Words that peers of this host use are shared.
+    Device(Arc<dyn Device>, Option<Shared>),
+}
+
+/// Memory of pages that this process cannot address: a GPU's. Whoever is handed it keeps to the words of the pages, as
+/// with memory that is mapped.
+pub trait Device: Send + Sync + fmt::Debug {
+    /// Reads bytes, and waits for them.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn read(&self, at: u64, bytes: &mut [u8]) -> io::Result<()>;
+    /// Writes bytes, and waits until they are there.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()>;
+    /// What lets other processes of this host, and this one, reach the memory; `None` if nothing does.
+    fn handle(&self) -> Option<Vec<u8>>;
+    /// Opens the memory that a handle of the same kind is for.
+    ///
+    /// # Errors
+    /// If there is no way there from this device.
+    fn reach(&self, handle: &[u8]) -> io::Result<Box<dyn Reach>>;
+}
+
+/// The way from a device's memory to that of another one.
+pub trait Reach: Send + Sync + fmt::Debug {
+    /// Copies pieces of `bytes` bytes, each from a place in our device to one in theirs, and waits until they are there.
+    /// The caller holds both ends.
+    ///
+    /// # Errors
+    /// What the devices say.
+    fn put(&self, pieces: &[(u64, u64)], bytes: u64) -> io::Result<()>;
+}
+
+/// The bytes of a page that is held.
+enum Bytes<'a> {
+    Mapped(&'a [u8]),
+    Copied(Box<[u8]>),
 }
 
 // SAFETY: `base` points into `memory`, which the arena owns; all access goes through the words.
@@ -55,7 +97,7 @@ pub struct Writing {
 
 /// A page that nobody writes while this lives.
 pub struct PageRef<'a> {
-    bytes: &'a [u8],
+    bytes: Bytes<'a>,
     word: &'a PageWord,
 }
 
@@ -65,11 +107,23 @@ pub struct PageMut<'a> {
     word: &'a PageWord,
 }
 
+/// A page of a device that nobody writes, or that nobody else touches, while this lives; whoever holds it copies by itself.
+pub struct Held<'a> {
+    word: &'a PageWord,
+    is_write: bool,
+}
+
 /// A page that is written on behalf of a peer, while its lease stood when this was made.
 pub struct LeasedMut<'a> {
-    bytes: &'a mut [u8],
+    bytes: LeasedBytes<'a>,
     word: &'a PageWord,
     generation: u32,
+}
+
+enum LeasedBytes<'a> {
+    Mapped(&'a mut [u8]),
+    /// From a place in a device on, so many.
+    Device(&'a dyn Device, u64, usize),
 }
 
 /// How long a revocation polls before it asks whether the writer is still there at all.
@@ -102,17 +156,66 @@ impl Arena {
     /// As [`Arena::new`].
     pub fn shared(page_bytes: usize, pages: u32, epoch: u32) -> std::io::Result<Self> {
         bytes_of(page_bytes, pages)?;
-        let mut shared = Shared::create(page_bytes, pages, epoch)?;
+        let mut shared = Shared::create(page_bytes, pages, epoch, None)?;
         let (words, base) = shared.parts();
         Ok(Self { words, base, page_bytes, memory: Memory::Shared(shared) })
+    }
+
+    /// `pages` pages in a device's memory, which begin at its start.
+    #[must_use]
+    pub fn over(device: Arc<dyn Device>, page_bytes: usize, pages: u32) -> Self {
+        let words = Words::own(pages);
+        Self { words, base: std::ptr::null_mut(), page_bytes, memory: Memory::Device(device, None) }
+    }
+
+    /// The same, for peers of this host to write by themselves: those who can reach the device.
+    ///
+    /// # Errors
+    /// If nothing reaches the device, or the system has no memory for the words.
+    pub fn over_shared(device: Arc<dyn Device>, page_bytes: usize, pages: u32, epoch: u32) -> io::Result<Self> {
+        let handle = device.handle().ok_or(io::ErrorKind::Unsupported)?;
+        let mut shared = Shared::create(page_bytes, pages, epoch, Some(handle))?;
+        let (words, _) = shared.parts();
+        Ok(Self { words, base: std::ptr::null_mut(), page_bytes, memory: Memory::Device(device, Some(shared)) })
+    }
+
+    /// The device that the pages are in, if they are in one.
+    #[must_use]
+    pub fn device(&self) -> Option<&Arc<dyn Device>> {
+        match &self.memory {
+            Memory::Device(device, _) => Some(device),
+            Memory::Own { .. } | Memory::Shared(_) => None,
+        }
+    }
+
+    /// True if the pages can only be copied, not read in place: [`Arena::hold`] is for those who copy them.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        matches!(self.memory, Memory::Device(..))
+    }
+
+    /// Holds a page of a device, for reading or for writing, without its bytes.
+    ///
+    /// # Errors
+    /// [`Busy`] as [`Arena::read`] or [`Arena::write`].
+    pub fn hold(&self, page: u32, is_write: bool) -> Result<Held<'_>, Busy> {
+        let word = &self.words.get()[page as usize];
+        let is_held = if is_write { word.write() } else { word.read() };
+        if is_held { Ok(Held { word, is_write }) } else { Err(Busy { page }) }
+    }
+
+    /// Where the pages begin in memory, and how many bytes they are; `None` if they are a device's.
+    #[must_use]
+    pub fn region(&self) -> Option<(*mut u8, usize)> {
+        (!self.is_device()).then_some((self.base, self.page_bytes * self.pages() as usize))
     }
 
     /// Where and as what a peer opens this arena; `None` if it is not shared.
     #[must_use]
     pub fn identity(&self) -> Option<&crate::Identity> {
         match &self.memory {
-            Memory::Own { .. } => None,
-            Memory::Shared(shared) => Some(shared.identity()),
+            Memory::Own { .. } | Memory::Device(_, None) => None,
+            Memory::Shared(shared) | Memory::Device(_, Some(shared)) => Some(shared.identity()),
         }
     }
 
@@ -141,9 +244,18 @@ impl Arena {
         if !word.read() {
             return Err(Busy { page });
         }
-        // SAFETY: the word counts a reader, so that no `PageMut` of this page is made while the reference lives; the
-        // range lies within the mapping, which lives as long as `self`.
-        let bytes = unsafe { std::slice::from_raw_parts(self.at(page), self.page_bytes) };
+        let bytes = if let Memory::Device(device, _) = &self.memory {
+            let mut bytes = vec![0; self.page_bytes].into_boxed_slice();
+            if device.read(u64::from(page) * self.page_bytes as u64, &mut bytes).is_err() {
+                word.unread();
+                return Err(Busy { page });
+            }
+            Bytes::Copied(bytes)
+        } else {
+            // SAFETY: the word counts a reader, so that no `PageMut` of this page is made while the reference lives; the
+            // range lies within the mapping, which lives as long as `self`.
+            Bytes::Mapped(unsafe { std::slice::from_raw_parts(self.at(page), self.page_bytes) })
+        };
         Ok(PageRef { bytes, word })
     }
 
@@ -213,9 +325,13 @@ impl Arena {
     pub fn write_leased(&self, page: u32, generation: u32) -> Result<LeasedMut<'_>, Denied> {
         let word = &self.words.get()[page as usize];
         word.enter(generation, 0)?;
-        // SAFETY: the word excludes every other reference to this page until the result is dropped.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(self.at(page), self.page_bytes) };
-        Ok(LeasedMut::new(bytes, word, generation))
+        let bytes = if let Memory::Device(device, _) = &self.memory {
+            LeasedBytes::Device(device.as_ref(), u64::from(page) * self.page_bytes as u64, self.page_bytes)
+        } else {
+            // SAFETY: the word excludes every other reference to this page until the result is dropped.
+            LeasedBytes::Mapped(unsafe { std::slice::from_raw_parts_mut(self.at(page), self.page_bytes) })
+        };
+        Ok(LeasedMut { bytes, word, generation })
     }
 
     /// The generation for which a page is leased; 0 for none.
@@ -238,7 +354,7 @@ impl Arena {
                 continue;
             }
             // A page is copied in well under a millisecond: this writer was stopped, or is gone.
-            if let Memory::Shared(shared) = &self.memory
+            if let Memory::Shared(shared) | Memory::Device(_, Some(shared)) = &self.memory
                 && slot > 0
                 && shared.if_gone(slot, || {
                     word.bury(slot);
@@ -256,6 +372,7 @@ impl Arena {
 
     fn at(&self, page: u32) -> *mut u8 {
         debug_assert!(page < self.pages(), "a page within the memory");
+        assert!(!self.is_device(), "memory that can be addressed");
         // SAFETY: `page` is below the number of words, which the mapping has room for.
         unsafe { self.base.add(page as usize * self.page_bytes) }
     }
@@ -268,9 +385,33 @@ fn bytes_of(page_bytes: usize, pages: u32) -> std::io::Result<usize> {
 }
 
 impl<'a> LeasedMut<'a> {
+    /// Lets `fill` write the beginning of a range of the page, which it says the length of.
+    ///
+    /// # Errors
+    /// What `fill` says, or the device.
+    ///
+    /// # Panics
+    /// If the range is not within the page.
+    pub fn fill(
+        &mut self,
+        range: Range<usize>,
+        fill: impl FnOnce(&mut [u8]) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        match &mut self.bytes {
+            LeasedBytes::Mapped(bytes) => fill(&mut bytes[range]),
+            LeasedBytes::Device(device, from, length) => {
+                assert!(range.end <= *length, "a range of the page");
+                let mut bytes = vec![0; range.len()];
+                let count = fill(&mut bytes)?;
+                device.write(*from + range.start as u64, &bytes[..count])?;
+                Ok(count)
+            }
+        }
+    }
+
     /// The caller has entered `word`.
     pub(crate) fn new(bytes: &'a mut [u8], word: &'a PageWord, generation: u32) -> Self {
-        Self { bytes, word, generation }
+        Self { bytes: LeasedBytes::Mapped(bytes), word, generation }
     }
 
     /// Ends the write. False if the lease was revoked while it went on: what was written counts for nothing.
@@ -286,6 +427,7 @@ impl fmt::Debug for Arena {
         let bytes = match &self.memory {
             Memory::Own { map } => map.len(),
             Memory::Shared(shared) => shared.bytes(),
+            Memory::Device(..) => self.page_bytes * self.pages() as usize,
         };
         f.debug_struct("Arena")
             .field("pages", &self.pages())
@@ -298,7 +440,10 @@ impl fmt::Debug for Arena {
 impl Deref for PageRef<'_> {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        self.bytes
+        match &self.bytes {
+            Bytes::Mapped(bytes) => bytes,
+            Bytes::Copied(bytes) => bytes,
+        }
     }
 }
 
@@ -315,19 +460,6 @@ impl DerefMut for PageMut<'_> {
     }
 }
 
-impl Deref for LeasedMut<'_> {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        self.bytes
-    }
-}
-
-impl DerefMut for LeasedMut<'_> {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        self.bytes
-    }
-}
-
 impl Drop for PageRef<'_> {
     fn drop(&mut self) {
         self.word.unread();
@@ -337,6 +469,16 @@ impl Drop for PageRef<'_> {
 impl Drop for PageMut<'_> {
     fn drop(&mut self) {
         self.word.unwrite();
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if self.is_write {
+            self.word.unwrite();
+        } else {
+            self.word.unread();
+        }
     }
 }
 
@@ -355,6 +497,12 @@ impl fmt::Debug for PageRef<'_> {
 impl fmt::Debug for PageMut<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PageMut").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Held<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("is_write", &self.is_write).finish_non_exhaustive()
     }
 }
 

@@ -10,7 +10,7 @@ mod shim;
 pub mod word;
 
 #[cfg(not(loom))]
-pub use arena::{Arena, Busy, LeasedMut, PageMut, PageRef, Writing};
+pub use arena::{Arena, Busy, Device, Held, LeasedMut, PageMut, PageRef, Reach, Writing};
 pub use gate::{Gate, Pass};
 pub use inbox::{Closed, Inbox, Received, Refused};
 #[cfg(not(loom))]

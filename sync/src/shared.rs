@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0        4096              4096 + 8 * pages, rounded up to 4096
-//!  | header | word of each page ... | page 0 | page 1 | ...
+//!  | header | word of each page ... | page 0 | page 1 | ...          or no pages, if they are a device's
 //! ```
 //!
 //! The memory is an anonymous file (memfd), which a peer of the same user opens as `/proc/<pid>/fd/<n>`: nothing is left
@@ -28,7 +28,7 @@ use crate::arena::LeasedMut;
 use crate::word::{Denied, PageWord, SLOT_MAX};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"pd-arena");
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 4096;
 /// Where slots are locked: far behind the end of any arena.
 const LOCKS_AT: i64 = 1 << 60;
@@ -46,6 +46,8 @@ pub struct Identity {
     pub page_bytes: u64,
     /// How many pages there are.
     pub pages: u32,
+    /// What opens the device's memory that the pages are in, if they are not in the file; see [`crate::Device`].
+    pub device: Option<Vec<u8>>,
 }
 
 /// Why an arena cannot be opened.
@@ -108,8 +110,14 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn create(page_bytes: usize, pages: u32, epoch: u32) -> std::io::Result<Self> {
-        let bytes = layout(page_bytes as u64, pages).ok_or(std::io::ErrorKind::OutOfMemory)?.end;
+    pub(crate) fn create(
+        page_bytes: usize,
+        pages: u32,
+        epoch: u32,
+        device: Option<Vec<u8>>,
+    ) -> std::io::Result<Self> {
+        let layout = layout(page_bytes as u64, pages, device.is_some());
+        let bytes = layout.ok_or(std::io::ErrorKind::OutOfMemory)?.end;
         // SAFETY: the name is a string that ends with 0; the result is checked.
         let fd = unsafe { libc::memfd_create(c"pd-arena".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
         if fd < 0 {
@@ -132,7 +140,7 @@ impl Shared {
         let mut id = [0; 16];
         std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut id)?;
         let path = format!("/proc/{}/fd/{fd}", std::process::id());
-        let identity = Identity { path, id, epoch, page_bytes: page_bytes as u64, pages };
+        let identity = Identity { path, id, epoch, page_bytes: page_bytes as u64, pages, device };
         // SAFETY: the file was made above, has this length and can never shrink. Other processes change what is behind the
         // header by the rules of the words only.
         let mut map = unsafe { MmapOptions::new().len(bytes).map_mut(&file)? };
@@ -193,7 +201,8 @@ impl Remote {
         let path = || identity.path.clone();
         let io = |error| OpenError::Io { path: path(), error };
         let differs = |what| OpenError::Differs { path: path(), what };
-        let layout = layout(identity.page_bytes, identity.pages).ok_or_else(|| differs("its size"))?;
+        let layout =
+            layout(identity.page_bytes, identity.pages, identity.device.is_some()).ok_or_else(|| differs("its size"))?;
         let file = OpenOptions::new().read(true).write(true).open(&identity.path).map_err(io)?;
         if file.metadata().map_err(io)?.len() != layout.end as u64 {
             return Err(differs("its size"));
@@ -226,7 +235,7 @@ impl Remote {
         &self.identity
     }
 
-    /// To write a page that is leased to us.
+    /// To write a page that is leased to us. One of a device comes without bytes: whoever holds it copies by itself.
     ///
     /// # Errors
     /// [`Denied`]; also for a page that is not there.
@@ -234,6 +243,9 @@ impl Remote {
     pub fn write_leased(&self, page: u32, generation: u32) -> Result<LeasedMut<'_>, Denied> {
         let word = self.words.get().get(page as usize).ok_or(Denied::Fenced)?;
         word.enter(generation, self.slot)?;
+        if self.identity.device.is_some() {
+            return Ok(LeasedMut::new(&mut [], word, generation));
+        }
         let page_bytes = self.identity.page_bytes as usize;
         // SAFETY: the range lies within the mapping, which has room for `pages` pages and lives as long as `self`. The word
         // excludes every other reference to this page, in each process that has it, until the result is dropped.
@@ -249,11 +261,11 @@ impl std::fmt::Debug for Remote {
 }
 
 /// Where the pages are in the file; `None` if it would not fit any memory.
-fn layout(page_bytes: u64, pages: u32) -> Option<std::ops::Range<usize>> {
+fn layout(page_bytes: u64, pages: u32, is_device: bool) -> Option<std::ops::Range<usize>> {
     let words = (pages as usize).checked_mul(size_of::<PageWord>())?.checked_next_multiple_of(4096)?;
     let start = HEADER_BYTES.checked_add(words)?;
     let bytes = usize::try_from(page_bytes).ok()?.checked_mul(pages as usize)?;
-    let end = start.checked_add(bytes)?;
+    let end = start.checked_add(if is_device { 0 } else { bytes })?;
     (page_bytes > 0 && page_bytes.is_multiple_of(64) && i64::try_from(end).is_ok_and(|end| end < LOCKS_AT))
         .then_some(start..end)
 }
@@ -271,11 +283,12 @@ fn header(identity: &Identity) -> [u8; HEADER_BYTES] {
     put(&identity.page_bytes.to_le_bytes());
     put(&identity.pages.to_le_bytes());
     put(&identity.id);
+    put(&[u8::from(identity.device.is_some())]);
     bytes
 }
 
 fn parts(map: &mut MmapMut, identity: &Identity) -> (Words, *mut u8) {
-    let pages = layout(identity.page_bytes, identity.pages).expect("checked when it was mapped");
+    let pages = layout(identity.page_bytes, identity.pages, identity.device.is_some()).expect("checked when it was mapped");
     assert!(pages.end <= map.len(), "pages within the mapping");
     let start = map.as_mut_ptr();
     // SAFETY: both offsets lie within the mapping. It begins at a multiple of the system's page, so the words are aligned;

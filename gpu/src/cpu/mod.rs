@@ -13,21 +13,20 @@ mod kernel;
 mod matrix;
 mod model;
 mod pages;
-mod sequence;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use thiserror::Error;
-
 use pd_core::batch::{Batch, Run};
 use pd_core::id::{RequestId, Token};
-use pd_sync::{Arena, Busy};
+use pd_sync::Arena;
 
+use crate::engine::{EngineError, Sample};
 use crate::geometry::{Element, Geometry};
-use crate::sample::{Logprobs, Sampling, SamplingError};
+use crate::sample::Sampling;
+use crate::sequence::Sequence;
 use crate::weights::{LoadError, Weights};
 use attention::Query;
 use forward::{Buffers, Exec, Row};
@@ -35,7 +34,6 @@ pub use kernel::Isa;
 pub(crate) use kernel::math::exp;
 use model::Model;
 use pages::Held;
-use sequence::Sequence;
 
 /// How an engine is built.
 #[derive(Clone, Copy, Debug)]
@@ -68,93 +66,6 @@ pub struct CpuEngine {
     sequences: BTreeMap<RequestId, Sequence>,
     buffers: Buffers,
     rows: Vec<Row>,
-}
-
-/// One token that a forward has sampled.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Sample {
-    /// Whose.
-    pub request: RequestId,
-    /// Its index in the sequence.
-    pub position: u32,
-    /// The token.
-    pub token: Token,
-    /// What it and others had for probabilities, if the request asks for that.
-    pub logprobs: Option<Logprobs>,
-}
-
-/// Why a request or a forward is refused. A forward that failed can be repeated: what it may have sampled before it
-/// failed is sampled again, the same.
-#[derive(Clone, PartialEq, Debug, Error)]
-pub enum EngineError {
-    /// Nobody has admitted it, or it was forgotten.
-    #[error("request {0} is not admitted")]
-    Unknown(RequestId),
-    /// An empty prompt, one that leaves no room for a token, or one that is not made of tokens.
-    #[error("request {request}: {why}")]
-    Prompt {
-        /// Whose.
-        request: RequestId,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// Its parameters make no sense.
-    #[error("request {request}: {error}")]
-    Sampling {
-        /// Whose.
-        request: RequestId,
-        /// What is wrong.
-        error: SamplingError,
-    },
-    /// A token was told for a place that is no continuation.
-    #[error("request {request}: a token for position {position} of a sequence of {tokens}")]
-    Position {
-        /// Whose.
-        request: RequestId,
-        /// Where.
-        position: u32,
-        /// How many are known.
-        tokens: u32,
-    },
-    /// A run covers tokens that are not known.
-    #[error("request {request}: run [{start}, +{count}) of a sequence of {tokens} tokens")]
-    Range {
-        /// Whose.
-        request: RequestId,
-        /// First token.
-        start: u32,
-        /// How many.
-        count: u32,
-        /// How many are known.
-        tokens: u32,
-    },
-    /// A run's table leaves out pages, or names some that the arena does not have.
-    #[error("request {request}: its page table does not name {pages} pages of the arena")]
-    Table {
-        /// Whose.
-        request: RequestId,
-        /// How many it needs.
-        pages: u32,
-    },
-    /// The arena's pages are of another size than the model's.
-    #[error("the arena has pages of {found} bytes, the model has pages of {want}")]
-    Arena {
-        /// By geometry.
-        want: usize,
-        /// By arena.
-        found: usize,
-    },
-    /// Somebody else uses a page in a way that excludes the forward.
-    #[error(transparent)]
-    Busy(#[from] Busy),
-    /// Logits are not numbers: the model or its KV is broken.
-    #[error("request {request}: the logits at position {position} are not finite")]
-    NotFinite {
-        /// Whose.
-        request: RequestId,
-        /// Of which token.
-        position: u32,
-    },
 }
 
 impl CpuEngine {
@@ -236,20 +147,8 @@ impl CpuEngine {
     /// # Errors
     /// [`EngineError::Prompt`] or [`EngineError::Sampling`]; the request is not known then.
     pub fn admit(&mut self, request: RequestId, prompt: &[Token], sampling: Sampling) -> Result<(), EngineError> {
-        let vocab = self.geometry.vocab;
-        let why = if prompt.is_empty() {
-            Some("its prompt is empty".to_owned())
-        } else if prompt.len() >= self.geometry.context as usize {
-            Some(format!("its prompt has {} tokens, the context {}", prompt.len(), self.geometry.context))
-        } else {
-            let odd = prompt.iter().find(|token| token.0 >= vocab);
-            odd.map(|token| format!("its prompt holds token {token}, the vocabulary has {vocab}"))
-        };
-        if let Some(why) = why {
-            return Err(EngineError::Prompt { request, why });
-        }
-        sampling.check(vocab).map_err(|error| EngineError::Sampling { request, error })?;
-        self.sequences.insert(request, Sequence::new(prompt, sampling));
+        let sequence = Sequence::admit(&self.geometry, request, prompt, sampling)?;
+        self.sequences.insert(request, sequence);
         Ok(())
     }
 
@@ -259,12 +158,8 @@ impl CpuEngine {
     /// [`EngineError::Unknown`], [`EngineError::Position`] if it continues nothing, [`EngineError::Prompt`] if it is no
     /// token.
     pub fn set_token(&mut self, request: RequestId, position: u32, token: Token) -> Result<(), EngineError> {
-        if token.0 >= self.geometry.vocab || position >= self.geometry.context {
-            let why = format!("token {token} at position {position} is outside of vocabulary or context");
-            return Err(EngineError::Prompt { request, why });
-        }
         let sequence = self.sequences.get_mut(&request).ok_or(EngineError::Unknown(request))?;
-        sequence.set(request, position as usize, token)
+        sequence.set(&self.geometry, request, position, token)
     }
 
     /// Forgets a request; nothing happens if it is not known.
@@ -306,17 +201,7 @@ impl CpuEngine {
 
     fn check(&self, run: &Run) -> Result<(), EngineError> {
         let sequence = self.sequences.get(&run.request).ok_or(EngineError::Unknown(run.request))?;
-        sequence.check(run, self.geometry.page_size)?;
-        // A sampled token stands behind the run's last; it is not computed, so it may be one past the context.
-        if run.sample && ((run.start + run.count) as usize) < sequence.prompt() {
-            let tokens = sequence.tokens.len() as u32;
-            return Err(EngineError::Range { request: run.request, start: run.start, count: run.count, tokens });
-        }
-        if run.start + run.count > self.geometry.context {
-            let why = format!("its sequence is longer than the context of {}", self.geometry.context);
-            return Err(EngineError::Prompt { request: run.request, why });
-        }
-        Ok(())
+        sequence.check(run, &self.geometry, 0)
     }
 
     fn compute(&mut self, batch: &Batch, kv: &Arena) -> Result<(), EngineError> {

@@ -10,7 +10,7 @@ use half::bf16;
 
 use pd_sync::{Arena, PageMut, PageRef};
 
-use super::EngineError;
+use crate::engine::EngineError;
 use super::kernel::Vectors;
 use crate::geometry::{Element, Geometry};
 use pd_core::id::RequestId;

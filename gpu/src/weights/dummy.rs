@@ -4,6 +4,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
+use super::Source;
 use super::tensors::Wanted;
 
 /// Rules for the elements of one tensor.
@@ -27,6 +28,13 @@ impl Drawn {
             _ => (0.0, 0.1),
         };
         Self { key: *hasher.finalize().as_bytes(), middle, width }
+    }
+
+    pub(super) fn source<'a>(&self) -> Source<'a> {
+        let (words, _) = self.key.as_chunks::<4>();
+        let mut key = [0; 8];
+        key.iter_mut().zip(words).for_each(|(key, word)| *key = u32::from_le_bytes(*word));
+        Source::Drawn { key, middle: self.middle, width: self.width }
     }
 
     pub(super) fn read(&self, from: usize, out: &mut [f32]) {

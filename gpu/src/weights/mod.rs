@@ -81,6 +81,16 @@ enum Elements<'a> {
     Drawn(dummy::Drawn),
 }
 
+/// What a tensor's numbers are read from, for engines that take them as they are.
+pub(crate) enum Source<'a> {
+    /// Bytes of bf16.
+    Bf16(&'a [u8]),
+    /// Word `i` of the ChaCha8 stream of a key is element `i`; see [`dummy`].
+    Drawn { key: [u32; 8], middle: f32, width: f32 },
+    /// To be read through [`Tensor::read`].
+    Other,
+}
+
 impl Weights {
     /// Opens a model and checks that it is complete.
     ///
@@ -166,7 +176,19 @@ impl Weights {
     }
 }
 
-impl Tensor<'_> {
+impl<'a> Tensor<'a> {
+    /// Where its numbers come from.
+    pub(crate) fn source(&self) -> Source<'a> {
+        if let Elements::Bf16(bytes) = self.elements {
+            self.read.fetch_add(bytes.len() as u64 / 2, Ordering::Relaxed);
+        }
+        match self.elements {
+            Elements::Bf16(bytes) => Source::Bf16(bytes),
+            Elements::Drawn(drawn) => drawn.source(),
+            Elements::F16(_) | Elements::F32(_) => Source::Other,
+        }
+    }
+
     /// Reads elements from index `from` on.
     ///
     /// # Errors

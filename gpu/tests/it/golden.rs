@@ -6,22 +6,28 @@ use pd_core::id::Token;
 use pd_gpu::{Element, Options, Sampling};
 use serde::Deserialize;
 
-use super::worker::{Worker, data, open, tokens};
+use super::worker::{Computes, Worker, data, open, tokens};
 
 #[derive(Deserialize)]
-struct Golden {
-    prompt: Vec<u32>,
-    logits: Vec<f32>,
-    greedy: Vec<u32>,
+pub(crate) struct Golden {
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) logits: Vec<f32>,
+    pub(crate) greedy: Vec<u32>,
+}
+
+/// What transformers computed with the model of this name.
+pub(crate) fn goldens(name: &str) -> Vec<Golden> {
+    let json = std::fs::read(data("golden.json")).expect("the goldens");
+    let mut goldens: BTreeMap<String, Vec<Golden>> = serde_json::from_slice(&json).expect("sound goldens");
+    let goldens = goldens.remove(name).expect("goldens of the model");
+    assert_eq!(goldens.len(), 2, "two prompts");
+    goldens
 }
 
 fn check(name: &str) {
-    let json = std::fs::read(data("golden.json")).expect("the goldens");
-    let goldens: BTreeMap<String, Vec<Golden>> = serde_json::from_slice(&json).expect("sound goldens");
     let options = Options { kv: Element::F32, page_size: 4, ..Options::default() };
     let mut worker = Worker::new(&open(name), options, 256);
-    assert_eq!(goldens[name].len(), 2, "two prompts");
-    for golden in &goldens[name] {
+    for golden in &goldens(name) {
         let vocab = golden.logits.len() as u32;
         let sampling = Sampling { logprobs: Some(vocab), ..Sampling::greedy() };
         let prompt = tokens(golden.prompt.iter().copied());

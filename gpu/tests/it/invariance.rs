@@ -9,7 +9,7 @@ use pd_gpu::cpu::Isa;
 use pd_gpu::{CpuEngine, Element, EngineError, ModelSource, Options, Sample, Sampling, Weights};
 use proptest::prelude::*;
 
-use super::worker::{Share, Table, Worker, open, tokens};
+use super::worker::{Computes, Share, Table, Worker, open, tokens};
 
 /// All log-probabilities, so that one odd bit anywhere is seen.
 fn watched(seed: u64) -> Sampling {

@@ -2,6 +2,7 @@
 //! company, and with models that are broken.
 
 mod bad_models;
+mod cuda;
 mod golden;
 mod invariance;
 mod naive;

@@ -9,7 +9,7 @@ use pd_gpu::{Element, ModelSource, Options, Sampling, Weights};
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
-use super::worker::{Worker, data, tokens};
+use super::worker::{Computes, Worker, data, tokens};
 
 struct Naive {
     config: BTreeMap<String, Value>,

@@ -1,33 +1,37 @@
 //! The model inside pd answers as transformers says it must; see `tiny/README.md`.
 
-use std::path::Path;
-
 use pd_gpu::{Element, ModelSource, Options, Sampling, Weights};
 use serde::Deserialize;
 
-use super::worker::{Worker, tokens};
+use super::worker::{Computes, Worker, package, tokens};
 
 #[derive(Deserialize)]
-struct Goldens {
-    prompts: Vec<Golden>,
+pub(crate) struct Goldens {
+    pub(crate) prompts: Vec<Golden>,
 }
 
 #[derive(Deserialize)]
-struct Golden {
-    name: String,
-    prompt: Vec<u32>,
+pub(crate) struct Golden {
+    pub(crate) name: String,
+    pub(crate) prompt: Vec<u32>,
     /// Greedy tokens.
-    next: Vec<u32>,
+    pub(crate) next: Vec<u32>,
     /// Most probable tokens behind the prompt and their logits.
     top: Vec<(u32, f32)>,
 }
 
+/// The model, and what transformers computed with it.
+pub(crate) fn tiny() -> (Weights, Goldens) {
+    let folder = package().join("tiny");
+    let json = std::fs::read(folder.join("golden.json")).expect("the goldens");
+    let goldens = serde_json::from_slice(&json).expect("sound goldens");
+    let weights = Weights::open(&ModelSource::Folder(folder.join("model"))).expect("the model");
+    (weights, goldens)
+}
+
 #[test]
 fn the_tiny_model_answers_as_transformers_says() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tiny");
-    let json = std::fs::read(folder.join("golden.json")).expect("the goldens");
-    let goldens: Goldens = serde_json::from_slice(&json).expect("sound goldens");
-    let weights = Weights::open(&ModelSource::Folder(folder.join("model"))).expect("the model");
+    let (weights, goldens) = tiny();
     let options = Options { kv: Element::F32, weights: Some(Element::F32), page_size: 16, ..Options::default() };
     let mut worker = Worker::new(&weights, options, 400);
     assert!(goldens.prompts.len() >= 8);

@@ -6,7 +6,7 @@ use std::fs;
 use pd_core::id::Token;
 use pd_gpu::{Element, LoadError, ModelSource, Options, Sampling, Weights};
 
-use super::worker::{Worker, data, open, tokens};
+use super::worker::{Computes, Worker, data, open, tokens};
 
 const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 96, "hidden_size": 48,
     "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1, "intermediate_size": 80,

@@ -139,8 +139,8 @@ struct Meta {
     finish_reason: Option<Value>,
 }
 
-/// Reads an event, or a whole answer. `answer` gets the text.
-pub(super) fn read(data: &[u8], answer: &mut String) -> Said {
+/// Reads an event, or a whole answer, behind one that had this many tokens. `answer` gets the text.
+pub(super) fn read(data: &[u8], answer: &mut String, tokens: u32) -> Said {
     if data == b"[DONE]" {
         return Said::default();
     }
@@ -184,6 +184,8 @@ pub(super) fn read(data: &[u8], answer: &mut String) -> Said {
     if let Some(meta) = event.meta_info {
         said.prompt_tokens = meta.prompt_tokens;
         said.tokens = meta.completion_tokens;
+        // Tokens that have no text (yet), such as half a character, have come all the same.
+        said.has_text |= meta.completion_tokens.is_some_and(|now| now > tokens);
         said.cached_tokens = meta.cached_tokens;
         if let Some(reason) = meta.finish_reason.filter(|reason| reason["type"] == "abort") {
             said.error = Some(reason["message"].as_str().unwrap_or("aborted").to_owned());

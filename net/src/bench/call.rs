@@ -126,7 +126,7 @@ impl Caller {
             }
             parser
                 .push(&data, |event| {
-                    let said = read(event, answer);
+                    let said = read(event, answer, clock.tokens);
                     counted |= said.tokens.is_some();
                     let new = clock.on_event(now, &said, record);
                     self.tokens.fetch_add(new, Ordering::Relaxed);
@@ -136,7 +136,7 @@ impl Caller {
         }
         let now = Instant::now();
         if !self.is_stream {
-            let said = read(&whole, answer);
+            let said = read(&whole, answer, clock.tokens);
             counted = said.tokens.is_some();
             let new = clock.on_event(now, &said, record);
             self.tokens.fetch_add(new, Ordering::Relaxed);

@@ -18,7 +18,7 @@ use pd_core::id::{Epoch, Generation, Room, WorkerId};
 use thiserror::Error;
 
 /// Version of this protocol. Ends of different versions refuse each other.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Most bytes of a greeting.
 const GREETING_BYTES_MAX: u32 = 4096;
 const GREETING: u32 = u32::from_le_bytes(*b"PDWG");
@@ -77,9 +77,11 @@ pub(super) struct Place {
     epoch: u32,
     page_bytes: u64,
     pages: u32,
+    /// A device's handle, in words and the number of its bytes.
+    device: Option<(u32, Vec<u64>)>,
 }
 
-pd_core::codec!(struct Place { path, id, epoch, page_bytes, pages });
+pd_core::codec!(struct Place { path, id, epoch, page_bytes, pages, device });
 
 impl From<&pd_sync::Identity> for Place {
     fn from(identity: &pd_sync::Identity) -> Self {
@@ -90,6 +92,10 @@ impl From<&pd_sync::Identity> for Place {
             epoch: identity.epoch,
             page_bytes: identity.page_bytes,
             pages: identity.pages,
+            device: identity.device.as_ref().map(|handle| {
+                let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+                (handle.len() as u32, handle.chunks(8).map(word).collect())
+            }),
         }
     }
 }
@@ -103,6 +109,10 @@ impl From<Place> for pd_sync::Identity {
             epoch: place.epoch,
             page_bytes: place.page_bytes,
             pages: place.pages,
+            device: place.device.map(|(length, words)| {
+                let bytes = words.into_iter().flat_map(u64::to_le_bytes);
+                bytes.take(length as usize).collect()
+            }),
         }
     }
 }

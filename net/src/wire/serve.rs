@@ -162,8 +162,11 @@ impl Sink<'_> {
             if status == Status::Landed {
                 match arena.write_leased(chunk.page, chunk.generation.0) {
                     Ok(mut page) => {
-                        let count = self.stream.read(&mut page[at..end])?;
-                        crc = crc32c::crc32c_append(crc, &page[at..at + count]);
+                        let count = page.fill(at..end, |bytes| {
+                            let count = self.stream.read(bytes)?;
+                            crc = crc32c::crc32c_append(crc, &bytes[..count]);
+                            Ok(count)
+                        })?;
                         if !page.finish() {
                             status = Status::Fenced;
                         }

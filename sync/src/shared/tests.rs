@@ -20,7 +20,11 @@ fn what_a_peer_writes_is_there() {
     let remote = opened(&arena);
     arena.grant(&[1], 5).unwrap();
     let mut write = remote.write_leased(1, 5).unwrap();
-    write.fill(7);
+    let filled = write.fill(0..4096, |bytes| {
+        bytes.fill(7);
+        Ok(bytes.len())
+    });
+    assert_eq!(filled.unwrap(), 4096);
     assert!(arena.read(1).is_err(), "it is being written");
     assert!(write.finish());
     assert!(arena.read(1).unwrap().iter().all(|byte| *byte == 7));
@@ -102,7 +106,7 @@ fn a_killed_process_is_gone_and_a_stopped_one_is_not() {
     if let Ok(text) = std::env::var(CHILD) {
         let (path, id) = text.split_once(' ').unwrap();
         let id = std::array::from_fn(|at| u8::from_str_radix(&id[at * 2..at * 2 + 2], 16).unwrap());
-        let identity = Identity { path: path.into(), id, epoch: 1, page_bytes: 64, pages: 1 };
+        let identity = Identity { path: path.into(), id, epoch: 1, page_bytes: 64, pages: 1, device: None };
         let remote = Remote::open(&identity).unwrap();
         let _write = remote.write_leased(0, 5).unwrap();
         println!("in the middle");
