@@ -29,6 +29,7 @@ use super::logprobs::PromptLogprobs;
 use super::members::{Member, mode_name};
 use super::tail::{AbortOnDrop, Tail};
 use super::{App, Stage};
+use crate::client::reason;
 
 /// How an attempt went, as far as the first byte.
 enum Attempt {
@@ -296,7 +297,7 @@ impl App {
                         None => break Ok(Bytes::new()),
                         Some(Ok(_)) => {}
                         Some(Err(error)) => {
-                            let why = format!("{}: {}", member.spec.target, super::leg::reason(&error));
+                            let why = format!("{}: {}", member.spec.target, reason(&error));
                             let said = Said::Nothing(why);
                             break Err(Fault { worker: member.id, fault: RouteFault::Connection, said });
                         }
