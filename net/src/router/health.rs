@@ -125,9 +125,26 @@ impl App {
 
     /// Asks a healthy worker who it is, and tells the machine.
     async fn welcome(&self, member: &Member, epoch: Epoch) {
-        let server = self.ask_either(member, ["/server_info", "/get_server_info"]).await;
-        let model = self.ask_either(member, ["/model_info", "/get_model_info"]).await;
-        let cards = self.ask_json(member, "/v1/models").await;
+        let (server, model, cards, load) = tokio::join!(
+            self.ask_either(member, ["/server_info", "/get_server_info"]),
+            self.ask_either(member, ["/model_info", "/get_model_info"]),
+            self.ask_json(member, "/v1/models"),
+            self.load_of(member),
+        );
+        let lacks: Vec<&str> = [
+            ("/server_info", server.is_none()),
+            ("/model_info", model.is_none()),
+            ("/v1/models", cards.is_none()),
+            ("/v1/loads", load.is_none()),
+        ]
+        .into_iter()
+        .filter_map(|(path, is_lacking)| is_lacking.then_some(path))
+        .collect();
+        let warning = (!lacks.is_empty()).then(|| {
+            let lacks = lacks.join(", ");
+            tracing::warn!(worker = %member.spec.target, "a worker does not answer {lacks}: it serves, and less is known of it");
+            format!("it does not answer {lacks}: it serves, and less is known of it")
+        });
         let mut metadata = Map::new();
         for (from, names) in [(&server, &SERVER_FACTS[..]), (&model, &MODEL_FACTS[..])] {
             for name in names {
@@ -149,7 +166,7 @@ impl App {
         );
         let tokens = metadata.get("max_total_num_tokens").and_then(Value::as_u64).unwrap_or(0);
         let why = format!("it says to be a {said} worker, and is listed as {}", mode_name(member.spec.mode));
-        member.describe(models, metadata);
+        member.describe(models, metadata, warning);
         if contradiction {
             if member.set_health(Health::Down, Some(why.clone())) {
                 tracing::error!(worker = %member.spec.target, "{why}; move it to the other list");
@@ -173,13 +190,16 @@ impl App {
             if !member.is_up() {
                 continue;
             }
-            let mut load = self.ask_json(member, "/v1/loads?include=core").await.as_ref().and_then(read_loads);
-            if load.is_none() {
-                load = self.ask_json(member, "/get_load").await.as_ref().and_then(read_loads);
-            }
-            if let Some(load) = load {
+            if let Some(load) = self.load_of(member).await {
                 self.brain.feed(RouterInput::Load { worker: member.id, load });
             }
+        }
+    }
+
+    async fn load_of(&self, member: &Member) -> Option<LoadReport> {
+        match self.ask_json(member, "/v1/loads?include=core").await.as_ref().and_then(read_loads) {
+            Some(load) => Some(load),
+            None => self.ask_json(member, "/get_load").await.as_ref().and_then(read_loads),
         }
     }
 

@@ -53,6 +53,8 @@ struct State {
     models: Vec<Value>,
     metadata: Map<String, Value>,
     error: Option<String>,
+    /// What is less than well, and keeps it from nothing.
+    warning: Option<String>,
     task: Option<AbortHandle>,
 }
 
@@ -99,10 +101,11 @@ impl Member {
         is_new
     }
 
-    pub(super) fn describe(&self, models: Vec<Value>, metadata: Map<String, Value>) {
+    pub(super) fn describe(&self, models: Vec<Value>, metadata: Map<String, Value>, warning: Option<String>) {
         let mut state = self.state();
         state.models = models;
         state.metadata = metadata;
+        state.warning = warning;
     }
 
     pub(super) fn set_task(&self, task: AbortHandle) {
@@ -146,6 +149,7 @@ impl Member {
             },
             "metadata": state.metadata,
             "error": state.error,
+            "warning": state.warning,
         });
         if self.spec.mode == Mode::Prefill {
             value["bootstrap_port"] = json!(self.spec.bootstrap_port);
@@ -178,8 +182,14 @@ impl Members {
             return Err(Duplicate(member.id));
         }
         let id = WorkerId(self.next.fetch_add(1, Ordering::Relaxed));
-        let state =
-            State { health: Health::Joining, models: Vec::new(), metadata: Map::new(), error: None, task: None };
+        let state = State {
+            health: Health::Joining,
+            models: Vec::new(),
+            metadata: Map::new(),
+            error: None,
+            warning: None,
+            task: None,
+        };
         let member = Arc::new(Member {
             id,
             spec,
