@@ -5,10 +5,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 use pd_core::router::Policy;
-use pd_net::router::{self, RouterConfig};
+use pd_net::router::{self, RouterConfig, RouterHooks};
+use pd_sim::journal::{Life, Who};
 use tokio::net::TcpListener;
 
 use super::serve::{Logs, runtime, until_told};
+use crate::serve::journal::Journal;
 use crate::serve::options::choice;
 
 /// Route requests to prefill and decode workers, or to unified ones
@@ -68,6 +70,9 @@ pub(super) struct Router {
     /// How long answers may take to end after SIGTERM.
     #[arg(long, value_name = "SECONDS")]
     shutdown_grace_period_secs: Option<f64>,
+    /// Record each input of the router for `pd replay`.
+    #[arg(long, env = "PD_ROUTER_JOURNAL", value_name = "FILE")]
+    journal: Option<PathBuf>,
     #[command(flatten)]
     logs: Logs,
 }
@@ -85,8 +90,8 @@ impl Router {
 
     fn serve(self) -> Result<(), String> {
         self.logs.start()?;
-        let (host, port) = (self.host.clone(), self.port);
-        let config = self.settings()?;
+        let (host, port, journal) = (self.host.clone(), self.port, self.journal.clone());
+        let config = self.settings()?.with_life();
         config.check().map_err(|error| error.to_string())?;
         let runtime = runtime()?;
         runtime.block_on(async {
@@ -99,7 +104,14 @@ impl Router {
                 let name = until_told().await.unwrap_or("no signal can be heard");
                 tracing::info!("{name}: draining");
             };
-            let drained = router::serve(config, listener, told).await.map_err(|error| error.to_string())?;
+            let mut hooks = RouterHooks::default();
+            if let Some(path) = &journal {
+                let life = Life::router(&config.machine(), &hooks.cost);
+                let journal = Journal::begin(path, &format!("router at {address}"), Who::Router, &life)
+                    .map_err(|error| format!("cannot write the journal {}: {error}", path.display()))?;
+                hooks.tap = Some(Box::new(journal));
+            }
+            let drained = router::serve_with(config, hooks, listener, told).await.map_err(|error| error.to_string())?;
             if drained.cut > 0 {
                 tracing::warn!("{} answers were cut off", drained.cut);
             }

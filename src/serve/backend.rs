@@ -11,8 +11,8 @@ use pd_core::id::{RequestId, WorkerId};
 use pd_core::op::{Input, Leg, Submit};
 use pd_gpu::{Sampling, SamplingError};
 use pd_net::http::backend::{
-    Backend, ControlError, Health, Info, Job, JobEvent, JobLeg, Load, Order, Refused, Source, StorageInfo, TierLoad,
-    TransferLoad, events,
+    Backend, ControlError, Health, Info, Job, JobEvent, JobLeg, Load, Order, Refused, Source, TierLoad, TransferLoad,
+    events,
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -21,6 +21,7 @@ use super::clock::Clock;
 use super::compute::Sample;
 use super::shell::{NewJob, Sink, Told};
 use super::status::Status;
+use super::storage::Storage;
 
 /// Finds prefill workers.
 pub(crate) trait Resolve: Send + Sync {
@@ -37,7 +38,7 @@ pub(crate) struct Door {
     pub(crate) runtime: Handle,
     /// None where nothing is handed over.
     pub(crate) peers: Option<Arc<dyn Resolve>>,
-    pub(crate) storage: StorageInfo,
+    pub(crate) storage: Arc<Storage>,
     pub(crate) page_size: u32,
     pub(crate) page_bytes: u64,
     pub(crate) running_max: u32,
@@ -45,8 +46,6 @@ pub(crate) struct Door {
     /// Seeds of requests that bring none.
     pub(crate) seeds: AtomicU64,
     pub(crate) is_draining: AtomicBool,
-    /// L3 is in use.
-    pub(crate) is_attached: AtomicBool,
 }
 
 impl Door {
@@ -190,10 +189,7 @@ impl Backend for Door {
                 bytes: metrics.push_pages * self.page_bytes,
                 gigabytes_per_second: 0.0,
             },
-            storage: StorageInfo {
-                backend: self.storage.backend.clone().filter(|_| self.is_attached.load(Ordering::Relaxed)),
-                ..self.storage.clone()
-            },
+            storage: self.storage.info(),
         }
     }
 
@@ -202,30 +198,24 @@ impl Backend for Door {
     }
 
     fn control(&self, order: Order) -> BoxFuture<'_, Result<String, ControlError>> {
-        let has_storage = self.storage.backend.is_some();
-        let no_storage = || Err(ControlError::Invalid("this worker was started without --hicache-storage-dir".into()));
         let (control, done) = match order {
             Order::Flush => (Control::Flush, "L1 and L2 are forgotten; what is in use stays until its users are done"),
-            Order::Attach(_) | Order::Detach | Order::ClearStorage if !has_storage => {
-                return futures_util::future::ready(no_storage()).boxed();
+            Order::Attach(attach) => {
+                // A task of its own: a client that goes away in the middle must not leave half of it done.
+                let storage = Arc::clone(&self.storage);
+                let attached = self.runtime.spawn(async move { storage.attach(*attach).await });
+                return async move {
+                    attached.await.unwrap_or_else(|error| Err(ControlError::Failed(error.to_string())))
+                }
+                .boxed();
             }
-            Order::Attach(attach) if attach.backend != "file" => {
-                let problem = format!("storage backend {:?} is not known; pd has \"file\"", attach.backend);
-                return futures_util::future::ready(Err(ControlError::Invalid(problem))).boxed();
-            }
-            Order::Attach(attach)
-                if attach.settings.is_some() || attach.prefetch_policy.is_some() || attach.write_policy.is_some() =>
-            {
-                let problem = "settings and policies of L3 are those that the worker was started with";
-                return futures_util::future::ready(Err(ControlError::Invalid(problem.into()))).boxed();
-            }
-            Order::Attach(_) => {
-                self.is_attached.store(true, Ordering::Relaxed);
-                (Control::AttachStorage, "L3 is in use")
-            }
-            Order::Detach => {
-                self.is_attached.store(false, Ordering::Relaxed);
-                (Control::DetachStorage, "L3 is not used any more; operations in flight end first")
+            Order::Detach => match self.storage.detach() {
+                Ok(control) => (control, "L3 is not used any more; operations in flight end first"),
+                Err(error) => return futures_util::future::ready(Err(error)).boxed(),
+            },
+            Order::ClearStorage if !self.storage.is_attached() => {
+                let error = ControlError::Invalid("no L3 is attached".into());
+                return futures_util::future::ready(Err(error)).boxed();
             }
             Order::ClearStorage => {
                 (Control::ClearStorage, "everything of this worker's namespace is being removed from L3")

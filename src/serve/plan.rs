@@ -13,6 +13,7 @@ use pd_core::message::Layout;
 use pd_gpu::Geometry;
 
 use super::options::{Backend, Options};
+use super::storage::default_size;
 
 /// What a worker is made of.
 #[derive(Clone, Debug)]
@@ -75,20 +76,23 @@ pub(crate) fn plan(
             bytes(memory_bytes)
         ));
     }
-    let storage_bytes = options.hicache_storage_size.map_or(64 << 30, |size| size.0);
+    let storage_bytes = options.hicache_storage_size.unwrap_or(default_size()).0;
     let storage = match &options.hicache_storage_dir {
         Some(dir) => {
             choices.push(("L3", format!("{}, at most {}", dir.display(), bytes(storage_bytes))));
+            if host_pages == 0 {
+                return Err(
+                    "L3 is reached through L2, and there is none: raise --hicache-ratio or --hicache-size".into()
+                );
+            }
             StorageMode::Shared
         }
         None => {
             choices.push(("L3", "none (--hicache-storage-dir names no folder)".into()));
-            StorageMode::None
+            // With an L2, one can be attached later.
+            if host_pages > 0 { StorageMode::Shared } else { StorageMode::None }
         }
     };
-    if storage != StorageMode::None && host_pages == 0 {
-        return Err("L3 is reached through L2, and there is none: raise --hicache-ratio or --hicache-size".into());
-    }
     let namespace = Namespace {
         model: fingerprint.to_owned(),
         dtype: geometry.kv.to_string(),

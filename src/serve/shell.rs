@@ -25,6 +25,7 @@ use super::compute::{ComputeTask, Sample, Sampling};
 use super::journal::Journal;
 use super::order::{Due, Orders};
 use super::status::Publisher;
+use super::storage::StartStorage;
 
 /// What the thread is told.
 pub(crate) enum Told {
@@ -41,8 +42,18 @@ pub(crate) enum Told {
         /// What a forward says of its tokens to those who asked.
         samples: Vec<(RequestId, Sample)>,
     },
+    /// Another L3 is to be used.
+    Attach(Box<StorageChange>),
     /// To end.
     Stop,
+}
+
+/// A change of L3, which is made only while no request is served.
+pub(crate) struct StorageChange {
+    /// What carries out storage commands from then on; `None` to go on with the one before.
+    pub(crate) start: Option<StartStorage>,
+    /// Told how many requests stood in the way.
+    pub(crate) reply: Box<dyn FnOnce(usize) + Send>,
 }
 
 /// A request on its way to the machine.
@@ -68,7 +79,7 @@ pub(crate) struct Lanes {
     pub(crate) compute: Box<dyn Fn(ComputeTask) + Send>,
     pub(crate) copy: Box<dyn Fn(OpId, Command) + Send>,
     /// None without L3.
-    pub(crate) storage: Option<Box<dyn Fn(OpId, Command) + Send>>,
+    pub(crate) storage: Option<StartStorage>,
     pub(crate) wire: Arc<dyn Wire>,
 }
 
@@ -188,6 +199,7 @@ impl Shell {
                 self.ended(op);
                 self.feed(Input::Done { op, outcome });
             }
+            Told::Attach(change) => self.on_attach(*change),
             Told::Stop => {}
         }
         self.answer_unstarted();
@@ -228,6 +240,21 @@ impl Shell {
         self.live.insert(request, live);
         (self.lanes.compute)(ComputeTask::Admit { request, tokens, sampling });
         self.feed(Input::Submit(Box::new(submit)));
+    }
+
+    fn on_attach(&mut self, change: StorageChange) {
+        let requests = self.live.len();
+        if requests == 0 {
+            let is_other = change.start.is_some();
+            // What waits for a backup goes down into the new one: objects are named by their content.
+            if is_other {
+                self.lanes.storage = change.start;
+            }
+            for input in StorageChange::inputs(is_other) {
+                self.feed(input);
+            }
+        }
+        (change.reply)(requests);
     }
 
     /// Tells the machine what is heard of a peer, once nothing that it ends can be written any more. What waits for that

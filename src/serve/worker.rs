@@ -7,12 +7,14 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pd_core::config::StorageMode;
+use pd_core::event::Control;
 use pd_core::id::{Epoch, WorkerId};
+use pd_core::op::Input;
 use pd_core::worker::Worker;
-use pd_net::http::backend::{Info, StorageInfo};
+use pd_net::http::backend::Info;
 use pd_net::http::{self, Edge, EdgeConfig};
-use pd_net::store::{StorageLane, Store, StoreConfig};
+use pd_sim::journal::{Life, Who};
+use pd_sim::units::Bytes;
 use pd_sync::Arena;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -29,6 +31,7 @@ use super::peers::{self, Peers};
 use super::plan::{Identity, Plan, is_disaggregated, plan};
 use super::shell::{Lanes, Shell, Told};
 use super::status::{Publisher, Status};
+use super::storage::{Settings, Storage};
 
 /// A worker that serves.
 pub(crate) struct Running {
@@ -43,7 +46,7 @@ pub(crate) struct Running {
     inbox: Sender<Told>,
     shell: JoinHandle<()>,
     peers: Option<Peers>,
-    storage: Option<Arc<std::sync::Mutex<StorageLane>>>,
+    storage: Arc<Storage>,
     close: Option<oneshot::Sender<()>>,
 }
 
@@ -74,25 +77,19 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
     } else {
         (arena(config.kv.gpu_pages, "L1")?, None)
     };
-    let storage = match &options.hicache_storage_dir {
+    let storage = Arc::new(Storage::new(&config.kv, &host_memory, &inbox));
+    let submit = match &options.hicache_storage_dir {
         Some(dir) => {
-            let mut settings = StoreConfig::new(dir);
-            settings.bytes_max = Some(storage_bytes);
-            let (store, report) = Store::open(settings).map_err(|error| error.to_string())?;
-            choices.push(("L3 holds", report.to_string()));
-            let answers = inbox.clone();
-            let lane = StorageLane::start(
-                store,
-                Arc::clone(&host_memory),
-                config.kv.root,
-                STORAGE_THREADS,
-                move |op, outcome| {
-                    let _ = answers.send(Told::Done { op, outcome, samples: Vec::new() });
-                },
-            );
-            Some(Arc::new(std::sync::Mutex::new(lane.map_err(|error| error.to_string())?)))
+            let settings = Settings { path: dir.clone(), size: Bytes(storage_bytes) };
+            let (submit, report) = storage.begin(settings)?;
+            choices.push(("L3 holds", report));
+            Some(submit)
         }
-        None => None,
+        None => {
+            // The machine believes in an L3 wherever one could be attached.
+            let _ = inbox.send(Told::Input(Input::Control(Control::DetachStorage)));
+            None
+        }
     };
     let (tasks, _) = compute::start(model.engine.sibling(), Arc::clone(&device), inbox.clone())
         .map_err(|error| format!("no thread to compute: {error}"))?;
@@ -100,17 +97,18 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
     let lanes = Lanes {
         compute: Box::new(move |task| drop(tasks.send(task))),
         copy: Box::new(move |op, command| copies.start_copy(op, command)),
-        storage: storage.clone().map(|lane| {
-            Box::new(move |op, command| {
-                lane.lock().unwrap_or_else(std::sync::PoisonError::into_inner).submit(op, command);
-            }) as Box<dyn Fn(_, _) + Send>
-        }),
+        storage: submit,
         wire: peers.as_ref().map_or_else(peers::none, Peers::wire),
     };
     let journal = match &options.journal {
         Some(path) => Some(
-            Journal::begin(path, &format!("{} at {address}", model.name), &config, &cost)
-                .map_err(|error| format!("cannot write the journal {}: {error}", path.display()))?,
+            Journal::begin(
+                path,
+                &format!("{} at {address}", model.name),
+                Who::Worker(0),
+                &Life::worker(&config, &cost),
+            )
+            .map_err(|error| format!("cannot write the journal {}: {error}", path.display()))?,
         ),
         None => None,
     };
@@ -137,18 +135,13 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
         clock,
         runtime: runtime.clone(),
         peers: peers.as_ref().map(Peers::resolver),
-        storage: StorageInfo {
-            backend: storage.as_ref().map(|_| "file".to_owned()),
-            prefetch_policy: word(&config.kv.prefetch_policy),
-            write_policy: word(&config.kv.write_policy),
-        },
+        storage: Arc::clone(&storage),
         page_size: config.kv.page_size,
         page_bytes: config.kv.page_bytes,
         running_max: config.sched.max_running_requests,
         vocabulary: geometry.vocab,
         seeds: AtomicU64::new(config.seed),
         is_draining: AtomicBool::new(false),
-        is_attached: AtomicBool::new(config.kv.storage != StorageMode::None),
         info,
     });
     let worker = Worker::new(config, cost).map_err(|error| error.to_string())?;
@@ -187,11 +180,9 @@ impl Running {
             peers.stop().await;
         }
         let _ = self.inbox.send(Told::Stop);
-        let (shell, storage) = (self.shell, self.storage.take());
+        let (shell, storage) = (self.shell, self.storage);
         let joined = tokio::task::spawn_blocking(move || {
-            if let Some(storage) = storage {
-                storage.lock().unwrap_or_else(std::sync::PoisonError::into_inner).close();
-            }
+            storage.close();
             shell.join()
         });
         if !matches!(joined.await, Ok(Ok(()))) {
@@ -233,12 +224,7 @@ fn settings(config: &pd_core::config::WorkerConfig) -> serde_json::Map<String, s
     }
 }
 
-fn word(value: &impl serde::Serialize) -> String {
-    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
-}
-
 /// SGLang's.
 const PORT: u16 = 30_000;
-const STORAGE_THREADS: u32 = 4;
 const LOGPROBS_MAX: u32 = 20;
 const YEAR_2026_MS: u128 = 1_767_225_600_000;

@@ -331,6 +331,8 @@ pub struct TransferLoad {
 pub struct StorageInfo {
     /// Its kind; `None` when it is detached.
     pub backend: Option<String>,
+    /// Its settings, as JSON; `None` when it is detached.
+    pub settings: Option<String>,
     /// How long requests wait for it.
     pub prefetch_policy: String,
     /// When pages are written down to it.
