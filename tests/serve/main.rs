@@ -4,8 +4,14 @@
 
 #![expect(clippy::disallowed_methods, reason = "real processes take real time")]
 
+mod abort;
+mod attach;
+mod health;
 mod http;
+mod pairing;
 mod process;
 mod restart;
+mod rooms;
 mod same_tokens;
+mod text;
 mod wrong;

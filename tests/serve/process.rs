@@ -84,9 +84,19 @@ impl Pd {
     }
 
     /// As SIGTERM; how it ended.
-    pub(crate) fn terminate(mut self) -> (ExitStatus, String) {
+    pub(crate) fn terminate(self) -> (ExitStatus, String) {
+        self.tell_to_end();
+        self.end()
+    }
+
+    /// Sends SIGTERM.
+    pub(crate) fn tell_to_end(&self) {
         let status = Command::new("kill").arg(self.child.id().to_string()).status().expect("a shell's kill");
         assert!(status.success());
+    }
+
+    /// Waits for its end.
+    pub(crate) fn end(mut self) -> (ExitStatus, String) {
         let status = self.child.wait().expect("its own child");
         let log = self.log();
         (status, log)
@@ -113,4 +123,4 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
 }
 
 /// Longest wait for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);

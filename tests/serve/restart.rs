@@ -2,37 +2,12 @@
 
 use serde_json::json;
 
-use crate::http::{ask, generate, post, tokens};
-use crate::process::{Folder, PATIENCE, Pd};
+use crate::http::{generate, post, tokens, until};
+use crate::process::{Folder, Pd};
 
 /// Waits until L3 has the pages of a prompt, as the worker's own counters say.
 fn persisted(address: &str, pages: u64) {
-    let begin = std::time::Instant::now();
-    loop {
-        let (status, text) = ask(address, "GET", "/metrics", "");
-        assert_eq!(status, 200);
-        let line = text.lines().find(|line| line.starts_with("pd_persist_pages_total"));
-        let count = line.and_then(|line| line.rsplit(' ').next()).and_then(|word| word.parse::<f64>().ok());
-        if count.is_some_and(|count| count as u64 >= pages) {
-            return;
-        }
-        assert!(begin.elapsed() < PATIENCE, "{pages} pages are not in L3: {line:?}");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-}
-
-/// Waits until a worker says that it has fetched from L3.
-fn fetched(address: &str) {
-    let begin = std::time::Instant::now();
-    loop {
-        let (_, metrics) = ask(address, "GET", "/metrics", "");
-        let hits = metrics.lines().find(|line| line.starts_with("pd_storage_hit_tokens_total")).expect("a counter");
-        if !hits.ends_with(" 0") {
-            return;
-        }
-        assert!(begin.elapsed() < PATIENCE, "nothing was fetched:\n{metrics}");
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    until(address, "pd_persist_pages_total", |count| count >= pages);
 }
 
 #[test]
@@ -107,7 +82,7 @@ fn a_planted_fact_is_recalled_through_prefill_decode_and_disk() {
     let second = Pd::start(&arguments);
     assert_eq!(said(&second.address), cold);
     let prefill = second.banner("prefill   http://");
-    fetched(&prefill);
+    until(&prefill, "pd_storage_hit_tokens_total", |count| count > 0);
     let (status, log) = second.terminate();
     assert!(status.success(), "{log}");
 }

@@ -1,5 +1,6 @@
 //! The edge in front of a mock worker.
 
+mod acceptance;
 mod bad;
 mod chat;
 mod completions;
