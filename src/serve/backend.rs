@@ -14,6 +14,7 @@ use pd_net::http::backend::{
     Backend, ControlError, Health, Info, Job, JobEvent, JobLeg, Load, Order, Refused, Source, TierLoad, TransferLoad,
     events,
 };
+use pd_net::http::kv_events::KvEvents;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
@@ -39,6 +40,7 @@ pub(crate) struct Door {
     /// None where nothing is handed over.
     pub(crate) peers: Option<Arc<dyn Resolve>>,
     pub(crate) storage: Arc<Storage>,
+    pub(crate) kv_events: Option<Arc<KvEvents>>,
     pub(crate) page_size: u32,
     pub(crate) page_bytes: u64,
     pub(crate) running_max: u32,
@@ -195,6 +197,10 @@ impl Backend for Door {
 
     fn metrics(&self) -> String {
         self.status.get().prometheus(&self.info.model, self.page_size)
+    }
+
+    fn kv_events(&self) -> Option<&Arc<KvEvents>> {
+        self.kv_events.as_ref()
     }
 
     fn control(&self, order: Order) -> BoxFuture<'_, Result<String, ControlError>> {

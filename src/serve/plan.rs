@@ -119,6 +119,7 @@ pub(crate) fn plan(
             write_policy: options.hicache_write_policy.unwrap_or(kv.write_policy),
             prefetch_policy: options.hicache_storage_prefetch_policy.unwrap_or(kv.prefetch_policy),
             storage,
+            kv_events: options.enable_kv_events.unwrap_or(false),
             prefetch_threshold: options.prefetch_threshold.unwrap_or(kv.prefetch_threshold),
             storage_link: link(50_000, 1_500_000_000),
             host_link: link(2_000, 5_000_000_000),

@@ -20,6 +20,8 @@ use pd_core::op::{Command, Fault, Input, LaneKind, Leg, Outcome, Output, Push, S
 use pd_core::pump::Pump;
 use pd_core::worker::Worker;
 
+use pd_net::http::kv_events::KvEvents;
+
 use super::clock::Clock;
 use super::compute::{ComputeTask, Sample, Sampling};
 use super::journal::Journal;
@@ -81,6 +83,8 @@ pub(crate) struct Lanes {
     /// None without L3.
     pub(crate) storage: Option<StartStorage>,
     pub(crate) wire: Arc<dyn Wire>,
+    /// Whom to tell of changes of the cache, if anybody is to be told.
+    pub(crate) kv_events: Option<Arc<KvEvents>>,
 }
 
 /// What carries KV to peers and lets theirs in.
@@ -310,8 +314,11 @@ impl Shell {
                         over.push(request);
                     }
                 }
-                // Only asked for by routers that subscribe; see `kv_events`.
-                Output::Publish(_) => {}
+                Output::Publish(changes) => {
+                    if let Some(events) = &lanes.kv_events {
+                        events.publish(&changes);
+                    }
+                }
             }
         }
         for (op, command) in self.due.start.drain(..) {

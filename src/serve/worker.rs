@@ -12,6 +12,7 @@ use pd_core::id::{Epoch, WorkerId};
 use pd_core::op::Input;
 use pd_core::worker::Worker;
 use pd_net::http::backend::Info;
+use pd_net::http::kv_events::KvEvents;
 use pd_net::http::{self, Edge, EdgeConfig};
 use pd_sim::journal::{Life, Who};
 use pd_sim::units::Bytes;
@@ -94,11 +95,13 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
     let (tasks, _) = compute::start(model.engine.sibling(), Arc::clone(&device), inbox.clone())
         .map_err(|error| format!("no thread to compute: {error}"))?;
     let (copies, _) = Copies::start(&device, &host_memory, &inbox).map_err(|error| error.to_string())?;
+    let kv_events = config.kv.kv_events.then(|| KvEvents::new(config.epoch.0, namespace.clone(), KV_EVENTS_BYTES));
     let lanes = Lanes {
         compute: Box::new(move |task| drop(tasks.send(task))),
         copy: Box::new(move |op, command| copies.start_copy(op, command)),
         storage: submit,
         wire: peers.as_ref().map_or_else(peers::none, Peers::wire),
+        kv_events: kv_events.clone(),
     };
     let journal = match &options.journal {
         Some(path) => Some(
@@ -136,6 +139,7 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
         runtime: runtime.clone(),
         peers: peers.as_ref().map(Peers::resolver),
         storage: Arc::clone(&storage),
+        kv_events,
         page_size: config.kv.page_size,
         page_bytes: config.kv.page_bytes,
         running_max: config.sched.max_running_requests,
@@ -226,5 +230,7 @@ fn settings(config: &pd_core::config::WorkerConfig) -> serde_json::Map<String, s
 
 /// SGLang's.
 const PORT: u16 = 30_000;
+/// Events that are kept for readers that are behind: those of about 100,000 pages.
+const KV_EVENTS_BYTES: usize = 16 << 20;
 const LOGPROBS_MAX: u32 = 20;
 const YEAR_2026_MS: u128 = 1_767_225_600_000;

@@ -8,6 +8,7 @@ mod abort;
 mod attach;
 mod health;
 mod http;
+mod kv_events;
 mod pairing;
 mod process;
 mod restart;

@@ -36,7 +36,7 @@ impl App {
         let member = self.members.add(spec, origin)?;
         let (app, watched) = (Arc::clone(self), Arc::clone(&member));
         let task = self.spawn(async move {
-            tokio::join!(app.look_after(&watched), app.ask_for_load(&watched));
+            tokio::join!(app.look_after(&watched), app.ask_for_load(&watched), app.listen_to(&watched));
         });
         member.set_task(task);
         tracing::info!(worker = %member.spec.target, mode = mode_name(member.spec.mode), "a worker was added");
@@ -176,6 +176,7 @@ impl App {
         if member.set_health(Health::Up, None) {
             let pages = u32::try_from(tokens / u64::from(self.config.page_size)).unwrap_or(u32::MAX);
             let life = Life { epoch, mode: member.spec.mode, pages };
+            member.lives.fetch_add(1, Ordering::Relaxed);
             self.brain.feed(RouterInput::Worker { id: member.id, up: Some(life) });
             tracing::info!(worker = %member.spec.target, mode = mode_name(member.spec.mode), "a worker is up");
         }
@@ -215,6 +216,21 @@ impl App {
         status.is_success().then(|| serde_json::from_slice(&body).ok())?
     }
 
+    /// A question of the router's own.
+    pub(super) fn question(&self, method: Method, path: &str, has_body: bool) -> Envelope {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+        if has_body {
+            headers.insert(hyper::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        if let Some(key) = &self.config.api_key
+            && let Ok(value) = HeaderValue::from_str(&format!("Bearer {key}"))
+        {
+            headers.insert(hyper::header::AUTHORIZATION, value);
+        }
+        Envelope { method, path_and_query: path.to_owned(), headers }
+    }
+
     /// A short question to a worker.
     pub(super) async fn ask(
         &self,
@@ -223,17 +239,7 @@ impl App {
         path: &str,
         body: Bytes,
     ) -> Result<(StatusCode, Bytes), String> {
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
-        if !body.is_empty() {
-            headers.insert(hyper::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        }
-        if let Some(key) = &self.config.api_key
-            && let Ok(value) = HeaderValue::from_str(&format!("Bearer {key}"))
-        {
-            headers.insert(hyper::header::AUTHORIZATION, value);
-        }
-        let envelope = Envelope { method, path_and_query: path.to_owned(), headers };
+        let envelope = self.question(method, path, !body.is_empty());
         let limit = secs(self.config.health_check_timeout_secs);
         let answer = async {
             let response = self.send(member, &envelope, body).await.map_err(|fault| match fault.said {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use tokio::task::AbortHandle;
 
 use pd_core::config::Mode;
-use pd_core::id::WorkerId;
+use pd_core::id::{PageKey, WorkerId};
 
 use super::config::Spec;
 
@@ -43,6 +43,8 @@ pub(super) struct Member {
     pub(super) served: AtomicU64,
     pub(super) checks_ok: AtomicU64,
     pub(super) checks_bad: AtomicU64,
+    /// Lives of it that the machine was told of.
+    pub(super) lives: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -55,6 +57,8 @@ struct State {
     error: Option<String>,
     /// What is less than well, and keeps it from nothing.
     warning: Option<String>,
+    /// What its page keys are chained from, as its KV events say.
+    root: Option<PageKey>,
     task: Option<AbortHandle>,
 }
 
@@ -106,6 +110,14 @@ impl Member {
         state.models = models;
         state.metadata = metadata;
         state.warning = warning;
+    }
+
+    pub(super) fn set_root(&self, root: PageKey) {
+        self.state().root = Some(root);
+    }
+
+    pub(super) fn root(&self) -> Option<PageKey> {
+        self.state().root
     }
 
     pub(super) fn set_task(&self, task: AbortHandle) {
@@ -188,6 +200,7 @@ impl Members {
             metadata: Map::new(),
             error: None,
             warning: None,
+            root: None,
             task: None,
         };
         let member = Arc::new(Member {
@@ -198,6 +211,7 @@ impl Members {
             served: AtomicU64::new(0),
             checks_ok: AtomicU64::new(0),
             checks_bad: AtomicU64::new(0),
+            lives: AtomicU32::new(0),
             state: Mutex::new(state),
         });
         all.insert(id, Arc::clone(&member));

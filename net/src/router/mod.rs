@@ -26,6 +26,7 @@ mod errors;
 mod health;
 mod keys;
 mod leg;
+mod listen;
 mod logprobs;
 mod members;
 mod metrics;
@@ -35,7 +36,7 @@ mod tail;
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::extract::{Request, State};
@@ -51,6 +52,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use pd_core::cost::Cost;
 use pd_core::event::KvChange;
+use pd_core::id::PageKey;
 use pd_core::pump::{Step, Tap};
 use pd_core::router::{Router, RouterInput};
 use pd_core::time::Instant;
@@ -152,6 +154,8 @@ struct App {
     pool: Pool,
     metrics: Metrics,
     keyer: Arc<dyn Keyer>,
+    /// What page keys of workers are chained from, where that is known.
+    root: RwLock<Option<PageKey>>,
     stage: watch::Sender<Stage>,
     tasks: Mutex<JoinSet<()>>,
     ids: AtomicU64,
@@ -241,6 +245,7 @@ impl App {
             pool: pool(config::secs(config.connect_timeout_secs), POOL_IDLE_MAX),
             metrics: Metrics::default(),
             keyer: Arc::clone(&hooks.keyer),
+            root: RwLock::new(None),
             stage: watch::Sender::new(Stage::Serving),
             tasks: Mutex::new(JoinSet::new()),
             ids: AtomicU64::new(0),

@@ -6,6 +6,7 @@ mod chat;
 mod completions;
 mod conformance;
 mod connection;
+mod kv_events;
 mod native;
 mod operators;
 
