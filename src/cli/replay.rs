@@ -13,7 +13,7 @@ use super::bad_input;
 
 #[derive(Debug, Args)]
 pub(crate) struct Replay {
-    /// A journal that `pd sim --journal FILE` wrote.
+    /// A journal that --journal of `pd sim`, `pd serve` or `pd router` wrote.
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use clap::Args;
 use pd_core::router::Policy;
-use pd_net::router::{self, RouterConfig};
+use pd_net::router::{self, RouterConfig, RouterHooks};
+use pd_sim::journal::{Life, Who};
 use tokio::sync::oneshot;
 
 use super::process::{Signals, ended, runtime};
+use crate::serve::journal::Journal;
 use crate::serve::listen::listen;
 use crate::settings::{File, Logs, Part, choice, options, overlay};
 
@@ -24,7 +26,7 @@ pub(super) struct Router {
     #[arg(long, env = "PD_ROUTER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
-    place: Place,
+    own: Own,
     /// A prefill worker, and the port of its bootstrap server. May be repeated.
     #[arg(long, env = "PD_ROUTER_PREFILL", num_args = 1..=2, value_names = ["URL", "BOOTSTRAP_PORT"], action = clap::ArgAction::Append)]
     prefill: Vec<String>,
@@ -72,20 +74,23 @@ pub(super) struct Router {
 }
 
 options! {
-    /// Where a router listens.
-    Place {
+    /// Where a router listens, and what it records.
+    Own {
         /// Address to listen at; 127.0.0.1 by default.
         #[arg(env = "PD_ROUTER_HOST", value_name = "ADDRESS")]
         host: String,
         /// Port to listen at, 30000 by default; 0 takes a free one.
         #[arg(env = "PD_ROUTER_PORT", value_name = "PORT")]
         port: u16,
+        /// Record each input of the router for `pd replay`.
+        #[arg(env = "PD_ROUTER_JOURNAL", value_name = "FILE")]
+        journal: PathBuf,
     }
 }
 
 /// What a file says to `pd router`.
-pub(super) fn read(file: &File) -> Result<(Place, Logs, RouterConfig), String> {
-    Ok((file.part::<Place>()?, file.part::<Logs>()?, file.rest(&[Place::KEYS, Logs::KEYS])?))
+pub(super) fn read(file: &File) -> Result<(Own, Logs, RouterConfig), String> {
+    Ok((file.part::<Own>()?, file.part::<Logs>()?, file.rest(&[Own::KEYS, Logs::KEYS])?))
 }
 
 impl Router {
@@ -94,9 +99,9 @@ impl Router {
     }
 
     fn serve(self) -> Result<(), String> {
-        let (place, logs, mut config) = read(&File::read(self.config.as_deref())?)?;
+        let (own, logs, mut config) = read(&File::read(self.config.as_deref())?)?;
         self.logs.over(logs).start()?;
-        let place = self.place.over(place);
+        let own = self.own.over(own);
         overlay!(self => config;
             set policy, cache_threshold, retry_max_retries, request_timeout_secs, max_concurrent_requests,
                 health_check_interval_secs, shutdown_grace_period_secs;
@@ -106,16 +111,25 @@ impl Router {
         if !self.prefill.is_empty() {
             config.prefill = pairs(&self.prefill);
         }
+        let config = config.with_life();
         config.check().map_err(|error| error.to_string())?;
         let runtime = runtime()?;
         runtime.block_on(async {
-            let host = place.host.as_deref().unwrap_or("127.0.0.1");
-            let (listener, address) = listen(host, place.port.unwrap_or(PORT)).await?;
+            let host = own.host.as_deref().unwrap_or("127.0.0.1");
+            let (listener, address) = listen(host, own.port.unwrap_or(PORT)).await?;
             let patience = Duration::from_secs_f64(config.shutdown_grace_period_secs);
             let mut signals = Signals::listen()?;
             eprintln!("pd {} routes at http://{address}", env!("CARGO_PKG_VERSION"));
             let (close, closed) = oneshot::channel::<()>();
-            let mut serving = Box::pin(router::serve(config, listener, async move { drop(closed.await) }));
+            let mut hooks = RouterHooks::default();
+            if let Some(path) = &own.journal {
+                let life = Life::router(&config.machine(), &hooks.cost);
+                let journal = Journal::begin(path, &format!("router at {address}"), Who::Router, &life)
+                    .map_err(|error| format!("cannot write the journal {}: {error}", path.display()))?;
+                hooks.tap = Some(Box::new(journal));
+            }
+            let closing = async move { drop(closed.await) };
+            let mut serving = Box::pin(router::serve_with(config, hooks, listener, closing));
             let drained = tokio::select! {
                 // It was not asked to end: something is wrong.
                 ended = &mut serving => ended,

@@ -10,9 +10,10 @@ use pd_core::id::{RequestId, WorkerId};
 use pd_core::op::{Input, Leg, Submit};
 use pd_gpu::{Sampling, SamplingError};
 use pd_net::http::backend::{
-    Backend, ControlError, Health, Info, Job, JobEvent, JobLeg, Load, Order, Refused, Source, StorageInfo, TierLoad,
-    TransferLoad, events,
+    Backend, ControlError, Health, Info, Job, JobEvent, JobLeg, Load, Order, Refused, Source, TierLoad, TransferLoad,
+    events,
 };
+use pd_net::http::kv_events::KvEvents;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
@@ -21,6 +22,7 @@ use super::clock::Clock;
 use super::compute::Sample;
 use super::shell::{Mailbox, NewJob, Sink, Told};
 use super::status::Status;
+use super::storage::Storage;
 
 /// Finds prefill workers.
 pub(crate) trait Resolve: Send + Sync {
@@ -37,7 +39,8 @@ pub(crate) struct Door {
     pub(crate) runtime: Handle,
     /// None where nothing is handed over.
     pub(crate) peers: Option<Arc<dyn Resolve>>,
-    pub(crate) storage: StorageInfo,
+    pub(crate) storage: Arc<Storage>,
+    pub(crate) kv_events: Option<Arc<KvEvents>>,
     pub(crate) page_size: u32,
     pub(crate) page_bytes: u64,
     pub(crate) running_max: u32,
@@ -45,8 +48,6 @@ pub(crate) struct Door {
     /// Seeds of requests that bring none.
     pub(crate) seeds: AtomicU64,
     pub(crate) is_draining: AtomicBool,
-    /// L3 is in use.
-    pub(crate) is_attached: AtomicBool,
 }
 
 impl Door {
@@ -203,10 +204,7 @@ impl Backend for Door {
                 bytes: metrics.push_pages * self.page_bytes,
                 gigabytes_per_second: 0.0,
             },
-            storage: StorageInfo {
-                backend: self.storage.backend.clone().filter(|_| self.is_attached.load(Ordering::Relaxed)),
-                ..self.storage.clone()
-            },
+            storage: self.storage.info(),
         }
     }
 
@@ -214,38 +212,37 @@ impl Backend for Door {
         self.status.get().prometheus(&self.info.model, self.page_size)
     }
 
+    fn kv_events(&self) -> Option<&Arc<KvEvents>> {
+        self.kv_events.as_ref()
+    }
+
     fn control(&self, order: Order) -> BoxFuture<'_, Result<String, ControlError>> {
-        let has_storage = self.storage.backend.is_some();
-        let no_storage = || Err(ControlError::Invalid("this worker was started without --hicache-storage-dir".into()));
         let (control, done) = match order {
             Order::Flush => (Control::Flush, "L1 and L2 are forgotten; what is in use stays until its users are done"),
-            Order::Attach(_) | Order::Detach | Order::ClearStorage if !has_storage => {
-                return futures_util::future::ready(no_storage()).boxed();
+            Order::Attach(attach) => {
+                // A task of its own: a client that goes away in the middle must not leave half of it done.
+                let storage = Arc::clone(&self.storage);
+                let attached = self.runtime.spawn(async move { storage.attach(*attach).await });
+                return async move {
+                    attached.await.unwrap_or_else(|error| Err(ControlError::Failed(error.to_string())))
+                }
+                .boxed();
             }
-            Order::Attach(attach) if attach.backend != "file" => {
-                let problem = format!("storage backend {:?} is not known; pd has \"file\"", attach.backend);
-                return futures_util::future::ready(Err(ControlError::Invalid(problem))).boxed();
+            Order::Detach => {
+                let detached = self.storage.detach();
+                let done = detached.map(|()| "L3 is not used any more; operations in flight end first".to_owned());
+                return futures_util::future::ready(done).boxed();
             }
-            Order::Attach(attach)
-                if attach.settings.is_some() || attach.prefetch_policy.is_some() || attach.write_policy.is_some() =>
-            {
-                let problem = "settings and policies of L3 are those that the worker was started with";
-                return futures_util::future::ready(Err(ControlError::Invalid(problem.into()))).boxed();
+            Order::ClearStorage if !self.storage.is_attached() => {
+                let error = ControlError::Invalid("no L3 is attached".into());
+                return futures_util::future::ready(Err(error)).boxed();
             }
-            Order::Attach(_) => (Control::AttachStorage, "L3 is in use"),
-            Order::Detach => (Control::DetachStorage, "L3 is not used any more; operations in flight end first"),
             Order::ClearStorage => {
                 (Control::ClearStorage, "everything of this worker's namespace is being removed from L3")
             }
         };
         let sent = self.inbox.try_send(Told::Input(Input::Control(control)));
-        if sent.is_ok() && matches!(control, Control::AttachStorage | Control::DetachStorage) {
-            self.is_attached.store(control == Control::AttachStorage, Ordering::Relaxed);
-        }
-        let result = sent.map(|()| done.to_owned()).map_err(|unsent| match unsent {
-            pd_sync::Refused::Full(_) => ControlError::Busy("the worker's inbox is full; try again".into()),
-            pd_sync::Refused::Closed(_) => ControlError::Failed("the worker has stopped".into()),
-        });
+        let result = sent.map(|()| done.to_owned()).map_err(|unsent| unheard(&unsent));
         futures_util::future::ready(result).boxed()
     }
 }
@@ -290,6 +287,14 @@ fn hand_in(inbox: &Mailbox, job: Told) -> Result<(), Refused> {
         pd_sync::Refused::Full(_) => Refused::Unavailable("its inbox is full; try again later".into()),
         pd_sync::Refused::Closed(_) => Refused::Unavailable("it has stopped".into()),
     })
+}
+
+/// Why the worker does not hear an order.
+pub(crate) fn unheard(order: &pd_sync::Refused<Told>) -> ControlError {
+    match order {
+        pd_sync::Refused::Full(_) => ControlError::Busy("the worker's inbox is full; try again".into()),
+        pd_sync::Refused::Closed(_) => ControlError::Failed("the worker has stopped".into()),
+    }
 }
 
 /// Which field of a request a refusal is about.

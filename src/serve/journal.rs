@@ -1,8 +1,8 @@
-//! `--journal`: each input of the machine with its time, and a fingerprint of its answer, for `pd replay`.
+//! `--journal` of a worker or a router: each input of the machine with its time, and a fingerprint of its answer, for `pd replay`.
 //!
-//! Records are put into blocks by the worker's thread; a thread of its own writes them. Few blocks may wait between the
-//! two: a disk that does not keep up slows the worker down rather than losing its past. A process that dies leaves whole
-//! blocks, of which the last is no older than the last rest of the worker or 64 KiB of records.
+//! Records are put into blocks by whoever steps the machine; a thread of its own writes them. Few blocks may wait between the
+//! two: a disk that does not keep up slows the machine down rather than losing its past. A process that dies leaves whole
+//! blocks, of which the last is no older than the last rest of the machine or 64 KiB of records.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use pd_core::config::WorkerConfig;
-use pd_core::cost::Cost;
 use pd_core::op::Input;
 use pd_core::pump::{Step, Tap};
+use pd_core::router::{Router, RouterInput};
 use pd_core::time::Instant;
 use pd_core::worker::Worker;
+use pd_net::router::RouterTap;
 use pd_sim::journal::{Detail, Header, Life, Who, Writer};
 
-/// Writes what a worker lives through.
+/// Writes what a machine lives through.
 #[derive(Debug)]
 pub(crate) struct Journal {
     path: PathBuf,
@@ -50,7 +50,7 @@ impl Journal {
     ///
     /// # Errors
     /// If the file cannot be made.
-    pub(crate) fn begin(path: &Path, subject: &str, config: &WorkerConfig, cost: &Cost) -> io::Result<Self> {
+    pub(crate) fn begin(path: &Path, subject: &str, who: Who, life: &Life) -> io::Result<Self> {
         let mut file = File::create(path)?;
         let (blocks, written) = sync_channel::<Vec<u8>>(BLOCKS_MAX);
         let thread = std::thread::Builder::new().name("journal".to_owned()).spawn(move || {
@@ -58,12 +58,12 @@ impl Journal {
             file.sync_data()
         })?;
         let mut writer = Writer::new(Pipe { blocks }, &Header::new(subject, Detail::Inputs))?;
-        writer.launch(Instant::ZERO, Who::Worker(0), &Life::worker(config, cost))?;
+        writer.launch(Instant::ZERO, who, life)?;
         writer.flush()?;
         Ok(Self { path: path.to_owned(), writer: Some(writer), thread: Some(thread), is_dirty: false })
     }
 
-    /// The worker rests: what is recorded goes to the file.
+    /// The machine rests: what is recorded goes to the file.
     pub(crate) fn rest(&mut self) {
         if std::mem::take(&mut self.is_dirty) {
             self.write(Writer::flush);
@@ -109,5 +109,29 @@ impl Tap<Worker> for Journal {
     }
 }
 
-/// Blocks between the worker and the disk.
+impl Tap<Router> for Journal {
+    fn before(&mut self, at: Instant, input: &RouterInput) {
+        self.is_dirty = true;
+        self.write(|writer| {
+            writer.router_input(at, input);
+            Ok(())
+        });
+    }
+
+    fn after(&mut self, _: &Router, step: Step) {
+        self.write(|writer| writer.answer(step.outputs));
+    }
+}
+
+impl RouterTap for Journal {
+    fn rest(&mut self) {
+        Self::rest(self);
+    }
+
+    fn finish(self: Box<Self>, at: Instant) {
+        Self::finish(*self, at);
+    }
+}
+
+/// Blocks between the machine and the disk.
 const BLOCKS_MAX: usize = 64;

@@ -21,5 +21,6 @@ pub(crate) mod peers;
 pub(crate) mod plan;
 pub(crate) mod shell;
 pub(crate) mod status;
+pub(crate) mod storage;
 pub(crate) mod tiny;
 pub(crate) mod worker;

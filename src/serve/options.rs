@@ -114,6 +114,9 @@ options! {
         /// Fewest tokens worth a prefetch from L3.
         #[arg(env = "PD_PREFETCH_THRESHOLD", value_name = "TOKENS", help_heading = "KV cache")]
         prefetch_threshold: u32,
+        /// Tell routers what comes into the cache and leaves it: GET /kv_events.
+        #[arg(env = "PD_ENABLE_KV_EVENTS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", help_heading = "KV cache")]
+        enable_kv_events: bool,
 
         /// What carries KV between workers. auto: shared memory on one host, TCP elsewhere; fake: nothing, for measuring one
         /// side alone.

@@ -8,8 +8,9 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use pd_core::config::{Mode, TransferBackend, WorkerConfig};
 use pd_core::id::{OpId, WorkerId};
-use pd_core::message::Message;
+use pd_core::message::{Layout, Message, Mismatch};
 use pd_core::op::{Fault, Input, Outcome, Push};
+use pd_core::transfer::layout;
 use pd_net::ctrl::bootstrap::client::{AskError, Client};
 use pd_net::ctrl::bootstrap::{self, Announcement, Bootstrap, BootstrapConfig};
 use pd_net::ctrl::{Events, Life, Peers as Connections, PeersConfig, address};
@@ -28,7 +29,35 @@ pub(crate) struct Peers {
     ends: Arc<Ends>,
     bootstrap: Option<(Bootstrap, JoinHandle<()>)>,
     bootstrap_port: u16,
+    kv: Kv,
     patience: Duration,
+}
+
+/// What the KV of a worker looks like, as bootstrap servers are told.
+#[derive(Clone)]
+struct Kv {
+    root: String,
+    layout: Layout,
+}
+
+impl Kv {
+    /// Why a worker's KV cannot be used here, with both values.
+    fn unlike(&self, theirs: &Announcement) -> Option<String> {
+        match layout::mismatch(&self.layout, &theirs.layout) {
+            Some(Mismatch::Shape) => {
+                let shape = |it: &Layout| {
+                    let Layout { layers, kv_heads, head_dim, page_bytes, .. } = it;
+                    format!("{layers} layers of {kv_heads} KV heads of {head_dim}, {page_bytes} bytes a page")
+                };
+                Some(format!("{}; ours has {}", shape(&theirs.layout), shape(&self.layout)))
+            }
+            Some(mismatch) => Some(mismatch.to_string()),
+            None if self.root != theirs.root => {
+                Some(format!("weights differ: those of namespace {} do not fit ours, {}", theirs.root, self.root))
+            }
+            None => None,
+        }
+    }
 }
 
 /// Both ends of the wire, and the messages beside it.
@@ -129,6 +158,7 @@ pub(crate) async fn start(
     let connections =
         connections.map(Arc::new).map_err(|error| format!("no control connections at {host}: {error}"))?;
     let bootstrap_port = options.disaggregation_bootstrap_port.unwrap_or(bootstrap::PORT);
+    let kv = Kv { root: format!("{:032x}", config.kv.root.0), layout: config.transfer.layout.clone() };
     let bootstrap = match config.mode {
         Mode::Prefill => {
             let settings = BootstrapConfig { listen: address(&host, bootstrap_port), ..BootstrapConfig::new(worker) };
@@ -142,8 +172,8 @@ pub(crate) async fn start(
                 worker,
                 epoch,
                 mode: config.mode,
-                root: format!("{:032x}", config.kv.root.0),
-                layout: config.transfer.layout.clone(),
+                root: kv.root.clone(),
+                layout: kv.layout.clone(),
                 control: connections.address().to_string(),
                 wire: wire_address,
             };
@@ -166,7 +196,7 @@ pub(crate) async fn start(
     };
     let ends = Arc::new(Ends { connections: Arc::clone(&connections), transport, receiver });
     let patience = config.transfer.bootstrap_timeout;
-    Ok(Peers { connections, ends, bootstrap, bootstrap_port, patience })
+    Ok(Peers { connections, ends, bootstrap, bootstrap_port, kv, patience })
 }
 
 impl Peers {
@@ -182,6 +212,7 @@ impl Peers {
             client: Client::new(None, ASK_TIMEOUT),
             known: Arc::default(),
             port: self.bootstrap_port,
+            kv: self.kv.clone(),
             patience: self.patience,
         })
     }
@@ -235,6 +266,8 @@ struct Finder {
     known: Arc<Mutex<BTreeMap<(String, u16), Announcement>>>,
     /// Where a request names no port.
     port: u16,
+    /// What must fit.
+    kv: Kv,
     patience: Duration,
 }
 
@@ -249,6 +282,7 @@ impl Resolve for Finder {
         }
         let (connections, client) = (Arc::clone(&self.connections), self.client.clone());
         let (all, until) = (Arc::clone(&self.known), Instant::now() + self.patience);
+        let kv = self.kv.clone();
         async move {
             let mut pause = Duration::from_millis(20);
             let found = loop {
@@ -265,6 +299,11 @@ impl Resolve for Finder {
             };
             if found.mode != Mode::Prefill {
                 return Err(format!("the worker at {}:{} serves in mode {:?}, not prefill", at.0, at.1, found.mode));
+            }
+            if let Some(why) = kv.unlike(&found) {
+                let why = format!("the KV of the prefill worker at {}:{} cannot be used here: {why}", at.0, at.1);
+                tracing::error!("{why}");
+                return Err(why);
             }
             let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(former) = all.insert(at, found.clone())

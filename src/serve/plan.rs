@@ -13,6 +13,7 @@ use pd_core::message::Layout;
 use pd_gpu::Geometry;
 
 use super::options::{Backend, Options};
+use super::storage::default_size;
 
 /// What a worker is made of.
 #[derive(Clone, Debug)]
@@ -86,20 +87,23 @@ pub(crate) fn plan(
             bytes(memory.host)
         ));
     }
-    let storage_bytes = options.hicache_storage_size.map_or(64 << 30, |size| size.0);
+    let storage_bytes = options.hicache_storage_size.unwrap_or(default_size()).0;
     let storage = match &options.hicache_storage_dir {
         Some(dir) => {
             choices.push(("L3", format!("{}, at most {}", dir.display(), bytes(storage_bytes))));
+            if host_pages == 0 {
+                return Err(
+                    "L3 is reached through L2, and there is none: raise --hicache-ratio or --hicache-size".into()
+                );
+            }
             StorageMode::Shared
         }
         None => {
             choices.push(("L3", "none (--hicache-storage-dir names no folder)".into()));
-            StorageMode::None
+            // With an L2, one can be attached later.
+            if host_pages > 0 { StorageMode::Shared } else { StorageMode::None }
         }
     };
-    if storage != StorageMode::None && host_pages == 0 {
-        return Err("L3 is reached through L2, and there is none: raise --hicache-ratio or --hicache-size".into());
-    }
     let namespace = Namespace {
         model: fingerprint.to_owned(),
         dtype: geometry.kv.to_string(),
@@ -127,6 +131,7 @@ pub(crate) fn plan(
             write_policy: options.hicache_write_policy.unwrap_or(kv.write_policy),
             prefetch_policy: options.hicache_storage_prefetch_policy.unwrap_or(kv.prefetch_policy),
             storage,
+            kv_events: options.enable_kv_events.unwrap_or(false),
             prefetch_threshold: options.prefetch_threshold.unwrap_or(kv.prefetch_threshold),
             storage_link: link(50_000, if is_gpu { 4_000_000_000 } else { 1_500_000_000 }),
             host_link: if is_gpu { link(10_000, 50_000_000_000) } else { link(2_000, 5_000_000_000) },
@@ -134,8 +139,16 @@ pub(crate) fn plan(
         },
         sched: SchedConfig {
             policy: options.schedule_policy.unwrap_or(sched.policy),
-            chunked_prefill_size: options.chunked_prefill_size.unwrap_or(if is_gpu { CUDA_CHUNK_TOKENS } else { CHUNK_TOKENS }),
-            max_running_requests: options.max_running_requests.unwrap_or(if is_gpu { CUDA_RUNNING_MAX } else { RUNNING_MAX }),
+            chunked_prefill_size: options.chunked_prefill_size.unwrap_or(if is_gpu {
+                CUDA_CHUNK_TOKENS
+            } else {
+                CHUNK_TOKENS
+            }),
+            max_running_requests: options.max_running_requests.unwrap_or(if is_gpu {
+                CUDA_RUNNING_MAX
+            } else {
+                RUNNING_MAX
+            }),
             max_queued_requests: options.max_queued_requests.unwrap_or(QUEUED_MAX),
             mixed_chunk: options.enable_mixed_chunk.unwrap_or(sched.mixed_chunk),
             overlap: !options.disable_overlap_schedule.unwrap_or(false),
@@ -175,12 +188,7 @@ pub(crate) fn plan(
     Ok(Plan { config, namespace, page_bytes, storage_bytes, choices })
 }
 
-fn device_pages(
-    options: &Options,
-    geometry: &Geometry,
-    context: u32,
-    memory: Memory,
-) -> Result<(u32, String), String> {
+fn device_pages(options: &Options, geometry: &Geometry, context: u32, memory: Memory) -> Result<(u32, String), String> {
     let page_size = u64::from(geometry.page_size);
     let page_bytes = geometry.page_bytes(geometry.page_size) as u64;
     let (tokens, why) = match (options.max_total_tokens, memory.device) {

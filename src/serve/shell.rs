@@ -20,11 +20,14 @@ use pd_core::pump::Pump;
 use pd_core::worker::Worker;
 use pd_sync::{Inbox, Received};
 
+use pd_net::http::kv_events::KvEvents;
+
 use super::clock::Clock;
 use super::compute::{ComputeTask, Sample, Sampling};
 use super::journal::Journal;
 use super::order::{Due, Orders};
 use super::status::Publisher;
+use super::storage::StartStorage;
 
 /// What the thread is told.
 pub(crate) enum Told {
@@ -41,6 +44,8 @@ pub(crate) enum Told {
         /// What a forward says of its tokens to those who asked.
         samples: Vec<(RequestId, Sample)>,
     },
+    /// Another L3 is to be used.
+    Attach(Box<StorageChange>),
 }
 
 /// What a worker is told waits here. Full, it holds back whoever sends:
@@ -71,6 +76,14 @@ impl Drop for Hearing {
     }
 }
 
+/// A change of L3, which is made only while no request is served.
+pub(crate) struct StorageChange {
+    /// What carries out storage commands from then on; `None` to go on with the one before.
+    pub(crate) start: Option<StartStorage>,
+    /// Told how many requests stood in the way.
+    pub(crate) reply: Box<dyn FnOnce(usize) + Send>,
+}
+
 /// A request on its way to the machine.
 pub(crate) struct NewJob {
     pub(crate) submit: Submit,
@@ -92,8 +105,10 @@ pub(crate) struct Lanes {
     pub(crate) compute: Box<dyn Fn(ComputeTask) + Send>,
     pub(crate) copy: Box<dyn Fn(OpId, Command) + Send>,
     /// None without L3.
-    pub(crate) storage: Option<Box<dyn Fn(OpId, Command) + Send>>,
+    pub(crate) storage: Option<StartStorage>,
     pub(crate) wire: Arc<dyn Wire>,
+    /// Whom to tell of changes of the cache, if anybody is to be told.
+    pub(crate) kv_events: Option<Arc<KvEvents>>,
 }
 
 /// What carries KV to peers and lets theirs in.
@@ -213,6 +228,7 @@ impl Shell {
                 self.ended(op);
                 self.feed(Input::Done { op, outcome });
             }
+            Told::Attach(change) => self.on_attach(*change),
         }
         self.answer_unstarted();
     }
@@ -252,6 +268,21 @@ impl Shell {
         self.live.insert(request, live);
         (self.lanes.compute)(ComputeTask::Admit { request, tokens, sampling });
         self.feed(Input::Submit(Box::new(submit)));
+    }
+
+    fn on_attach(&mut self, change: StorageChange) {
+        let requests = self.live.len();
+        if requests == 0 {
+            let is_other = change.start.is_some();
+            // What waits for a backup goes down into the new one: objects are named by their content.
+            if is_other {
+                self.lanes.storage = change.start;
+            }
+            for input in StorageChange::inputs(is_other) {
+                self.feed(input);
+            }
+        }
+        (change.reply)(requests);
     }
 
     /// Tells the machine what is heard of a peer, once nothing that it ends can be written any more. What waits for that
@@ -307,8 +338,11 @@ impl Shell {
                         over.push(request);
                     }
                 }
-                // Only asked for by routers that subscribe; see `kv_events`.
-                Output::Publish(_) => {}
+                Output::Publish(changes) => {
+                    if let Some(events) = &lanes.kv_events {
+                        events.publish(&changes);
+                    }
+                }
             }
         }
         for (op, command) in self.due.start.drain(..) {

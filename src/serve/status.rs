@@ -1,6 +1,5 @@
 //! What the rest of the process sees of a worker: a snapshot that its thread renews between steps.
 
-use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,6 +7,7 @@ use pd_core::kv::Occupancy;
 use pd_core::metrics::Metrics;
 use pd_core::sched::Load;
 use pd_core::worker::Worker;
+use pd_net::exposition::{self, Exposition, Kind};
 
 /// A worker at one moment.
 #[derive(Clone, Debug, Default)]
@@ -87,44 +87,53 @@ impl Snapshot {
 
     /// All of it in Prometheus' text format: under SGLang's names where the meaning is equal, under ours elsewhere.
     pub(crate) fn prometheus(&self, model: &str, page_size: u32) -> String {
-        let mut text = String::new();
-        let labels = format!("{{model_name=\"{}\"}}", model.replace('\\', "\\\\").replace('"', "\\\""));
-        let mut put = |kind: &str, name: &str, help: &str, value: f64| {
-            // Writing to a string does not fail.
-            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{labels} {value}");
-        };
+        let mut text = Exposition::default();
+        let labels = exposition::labels(&[("model_name", model)]);
+        let mut put = |kind, name: &str, help: &str, value: f64| text.single(name, kind, help, &labels, value);
         let (metrics, tiers) = (&self.metrics, &self.tiers);
         let used = f64::from(tiers.device_used) / f64::from(tiers.device_total.max(1));
-        put("gauge", "sglang:num_running_reqs", "Admitted requests.", f64::from(self.load.running));
-        put("gauge", "sglang:num_queue_reqs", "Requests that wait.", f64::from(self.load.waiting));
-        put("gauge", "sglang:num_used_tokens", "Tokens in L1.", f64::from(tiers.device_used) * f64::from(page_size));
-        put("gauge", "sglang:token_usage", "Share of L1 in use.", used);
-        put("gauge", "sglang:gen_throughput", "Tokens generated per second, lately.", self.tokens_per_second);
-        put("gauge", "sglang:cache_hit_rate", "Share of prompt tokens from a tier.", self.hit_rate());
+        put(Kind::Gauge, "sglang:num_running_reqs", "Admitted requests.", f64::from(self.load.running));
+        put(Kind::Gauge, "sglang:num_queue_reqs", "Requests that wait.", f64::from(self.load.waiting));
+        put(
+            Kind::Gauge,
+            "sglang:num_used_tokens",
+            "Tokens in L1.",
+            f64::from(tiers.device_used) * f64::from(page_size),
+        );
+        put(Kind::Gauge, "sglang:token_usage", "Share of L1 in use.", used);
+        put(Kind::Gauge, "sglang:gen_throughput", "Tokens generated per second, lately.", self.tokens_per_second);
+        put(Kind::Gauge, "sglang:cache_hit_rate", "Share of prompt tokens from a tier.", self.hit_rate());
         let prompts =
             metrics.computed_tokens + metrics.device_hit_tokens + metrics.host_hit_tokens + metrics.storage_hit_tokens;
-        put("counter", "sglang:prompt_tokens_total", "Prompt tokens, cached ones included.", prompts as f64);
-        put("counter", "sglang:generation_tokens_total", "Tokens generated.", metrics.generated_tokens as f64);
-        put("counter", "sglang:num_requests_total", "Requests that were taken.", metrics.requests as f64);
-        put("counter", "sglang:num_retractions_total", "Sequences that gave pages back.", metrics.retractions as f64);
-        put("gauge", "pd_rooms", "Hand-offs that are open.", self.rooms as f64);
-        put("gauge", "pd_commands", "Commands in flight.", self.ops_in_flight as f64);
+        put(Kind::Counter, "sglang:prompt_tokens_total", "Prompt tokens, cached ones included.", prompts as f64);
+        put(Kind::Counter, "sglang:generation_tokens_total", "Tokens generated.", metrics.generated_tokens as f64);
+        put(Kind::Counter, "sglang:num_requests_total", "Requests that were taken.", metrics.requests as f64);
+        put(
+            Kind::Counter,
+            "sglang:num_retractions_total",
+            "Sequences that gave pages back.",
+            metrics.retractions as f64,
+        );
+        put(Kind::Gauge, "pd_rooms", "Hand-offs that are open.", self.rooms as f64);
+        put(Kind::Gauge, "pd_commands", "Commands in flight.", self.ops_in_flight as f64);
         for (name, pages) in [
             ("device_used", tiers.device_used),
+            ("device_pinned", tiers.device_pinned),
             ("device_total", tiers.device_total),
             ("host_used", tiers.host_used),
+            ("host_pinned", tiers.host_pinned),
             ("host_total", tiers.host_total),
         ] {
-            put("gauge", &format!("pd_{name}_pages"), "Pages of a tier.", f64::from(pages));
+            put(Kind::Gauge, &format!("pd_{name}_pages"), "Pages of a tier.", f64::from(pages));
         }
         for (name, value) in metrics.counters() {
-            put("counter", &format!("pd_{name}_total"), "See Metrics in pd-core.", value as f64);
+            put(Kind::Counter, &format!("pd_{name}_total"), "See Metrics in pd-core.", value as f64);
         }
-        let _ = writeln!(text, "# HELP pd_mark_total Rare branches that were taken.\n# TYPE pd_mark_total counter");
+        text.family("pd_mark_total", Kind::Counter, "Rare branches that were taken.");
         for (mark, count) in &metrics.marks {
-            let _ = writeln!(text, "pd_mark_total{{mark=\"{mark}\"}} {count}");
+            text.sample("pd_mark_total", &exposition::labels(&[("mark", mark)]), count);
         }
-        text
+        text.into_text()
     }
 }
 

@@ -9,11 +9,15 @@ use std::time::{Duration, Instant};
 use pd_core::codec::Sink as _;
 use pd_core::config::StorageMode;
 use pd_core::digest::Digest;
+use pd_core::event::Control;
 use pd_core::id::{Epoch, WorkerId};
+use pd_core::op::Input;
 use pd_core::worker::Worker;
-use pd_net::http::backend::{Info, StorageInfo};
+use pd_net::http::backend::Info;
+use pd_net::http::kv_events::KvEvents;
 use pd_net::http::{self, Edge, EdgeConfig};
-use pd_net::store::{StorageLane, Store, StoreConfig};
+use pd_sim::journal::{Life, Who};
+use pd_sim::units::Bytes;
 use pd_sync::Arena;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -30,6 +34,7 @@ use super::peers::{self, Peers};
 use super::plan::{Identity, MEM_FRACTION_STATIC, Memory, Plan, is_disaggregated, plan};
 use super::shell::{Hearing, Lanes, Mailbox, Shell, Told};
 use super::status::{Publisher, Status};
+use super::storage::{Settings, Storage};
 
 /// A worker that serves.
 pub(crate) struct Running {
@@ -44,7 +49,7 @@ pub(crate) struct Running {
     inbox: Mailbox,
     shell: JoinHandle<()>,
     peers: Option<Peers>,
-    storage: Option<Arc<StorageLane>>,
+    storage: Arc<Storage>,
     close: Option<oneshot::Sender<()>>,
 }
 
@@ -74,6 +79,12 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
     // Should the start fail: the inbox is closed before peers are dropped, whose threads may be waiting for it.
     let peers;
     let (inbox, hearing) = Hearing::open();
+    if config.kv.storage != StorageMode::None && options.hicache_storage_dir.is_none() {
+        // The machine believes in an L3 wherever one could be attached. Before it hears of anything else, so that readers of
+        // journals can tell this from an order of an operator.
+        let told = inbox.try_send(Told::Input(Input::Control(Control::DetachStorage)));
+        assert!(told.is_ok(), "the inbox is open and empty");
+    }
     let has_peers = is_disaggregated(config.mode);
     let mut ready = engine.with_pages(config.kv.gpu_pages, has_peers.then_some(config.epoch), || {
         if has_peers { peers::memory(options, &config, page_bytes) } else { arena(config.kv.gpu_pages, "L1") }
@@ -81,42 +92,36 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
     let cost = ready.measure()?;
     let device = Arc::clone(ready.device());
     peers = if has_peers { Some(peers::start(options, &config, &device, &inbox, runtime).await?) } else { None };
-    let storage = match &options.hicache_storage_dir {
+    let storage = Arc::new(Storage::new(&config.kv, &host_memory, &inbox));
+    let submit = match &options.hicache_storage_dir {
         Some(dir) => {
-            let mut settings = StoreConfig::new(dir);
-            settings.bytes_max = Some(storage_bytes);
-            let (store, report) = Store::open(settings).map_err(|error| error.to_string())?;
-            choices.push(("L3 holds", report.to_string()));
-            let answers = Arc::clone(&inbox);
-            let lane = StorageLane::start(
-                store,
-                Arc::clone(&host_memory),
-                config.kv.root,
-                STORAGE_THREADS,
-                move |op, outcome| {
-                    let _ = answers.send(Told::Done { op, outcome, samples: Vec::new() });
-                },
-            );
-            Some(Arc::new(lane.map_err(|error| error.to_string())?))
+            let settings = Settings { path: dir.clone(), size: Bytes(storage_bytes) };
+            let (submit, report) = storage.begin(settings)?;
+            choices.push(("L3 holds", report));
+            Some(submit)
         }
         None => None,
     };
     let gpu = ready.copy_lanes(&host_memory)?;
     let copies = Copies::start(&device, &host_memory, gpu, &inbox).map_err(|error| error.to_string())?;
-    let tasks =
-        compute::start(ready, Arc::clone(&inbox)).map_err(|error| format!("no thread to compute: {error}"))?;
+    let tasks = compute::start(ready, Arc::clone(&inbox)).map_err(|error| format!("no thread to compute: {error}"))?;
+    let kv_events = config.kv.kv_events.then(|| KvEvents::new(config.epoch.0, namespace.clone(), KV_EVENTS_BYTES));
     let lanes = Lanes {
         compute: Box::new(move |task| drop(tasks.send(task))),
         copy: Box::new(move |op, command| copies.start_copy(op, command)),
-        storage: storage
-            .clone()
-            .map(|lane| Box::new(move |op, command| lane.submit(op, command)) as Box<dyn Fn(_, _) + Send>),
+        storage: submit,
         wire: peers.as_ref().map_or_else(peers::none, Peers::wire),
+        kv_events: kv_events.clone(),
     };
     let journal = match &options.journal {
         Some(path) => Some(
-            Journal::begin(path, &format!("{} at {address}", model.name), &config, &cost)
-                .map_err(|error| format!("cannot write the journal {}: {error}", path.display()))?,
+            Journal::begin(
+                path,
+                &format!("{} at {address}", model.name),
+                Who::Worker(0),
+                &Life::worker(&config, &cost),
+            )
+            .map_err(|error| format!("cannot write the journal {}: {error}", path.display()))?,
         ),
         None => None,
     };
@@ -143,18 +148,14 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
         clock,
         runtime: runtime.clone(),
         peers: peers.as_ref().map(Peers::resolver),
-        storage: StorageInfo {
-            backend: storage.as_ref().map(|_| "file".to_owned()),
-            prefetch_policy: word(&config.kv.prefetch_policy),
-            write_policy: word(&config.kv.write_policy),
-        },
+        storage: Arc::clone(&storage),
+        kv_events,
         page_size: config.kv.page_size,
         page_bytes: config.kv.page_bytes,
         running_max: config.sched.max_running_requests,
         vocabulary: geometry.vocab,
         seeds: AtomicU64::new(config.seed),
         is_draining: AtomicBool::new(false),
-        is_attached: AtomicBool::new(config.kv.storage != StorageMode::None),
         info,
     });
     let worker = Worker::new(config, cost).map_err(|error| error.to_string())?;
@@ -198,7 +199,8 @@ impl Running {
         let (shell, storage, peers) = (self.shell, self.storage, self.peers);
         let joined = tokio::task::spawn_blocking(move || {
             let joined = shell.join();
-            drop((storage, peers));
+            storage.close();
+            drop(peers);
             joined
         });
         if !matches!(joined.await, Ok(Ok(()))) {
@@ -238,12 +240,9 @@ fn settings(config: &pd_core::config::WorkerConfig) -> serde_json::Map<String, s
     }
 }
 
-fn word(value: &impl serde::Serialize) -> String {
-    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
-}
-
 /// SGLang's.
 const PORT: u16 = 30_000;
-const STORAGE_THREADS: u32 = 4;
+/// Events that are kept for readers that are behind: those of about 100,000 pages.
+const KV_EVENTS_BYTES: usize = 16 << 20;
 const LOGPROBS_MAX: u32 = 20;
 const YEAR_2026_MS: u128 = 1_767_225_600_000;

@@ -4,7 +4,7 @@ use std::io::Read as _;
 
 use serde_json::{Value, json};
 
-use crate::http::{ask, receive, send, tokens, until};
+use crate::http::{ask, begin, tokens, until};
 use crate::process::Pd;
 
 /// A request that takes some seconds.
@@ -18,19 +18,19 @@ fn sigterm_lets_requests_end_that_run_and_takes_no_new_ones() {
     const TOKENS: usize = 1500;
     let worker = Pd::start(&["serve", "--port", "0"]);
     assert_eq!(ask(&worker.address, "GET", "/ready", "").0, 200);
-    let running = send(&worker.address, "POST", "/generate", &long(TOKENS as u32));
-    until(&worker.address, "sglang:num_running_reqs", 1);
-    worker.signal();
+    let running = begin(&worker.address, "POST", "/generate", &long(TOKENS as u32));
+    until(&worker.address, "sglang:num_running_reqs", |count| count == 1);
+    worker.tell_to_end();
     worker.says("SIGTERM: draining");
     let (status, text) = ask(&worker.address, "GET", "/ready", "");
     assert_eq!(status, 503, "{text}");
     let (status, text) = ask(&worker.address, "POST", "/generate", &long(1));
     assert_eq!(status, 503, "{text}");
-    let (status, text) = receive(running);
+    let (status, text) = running.end();
     assert_eq!(status, 200, "{text}");
     let answer: Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(answer["output_ids"].as_array().expect("ids").len(), TOKENS);
-    let (status, log) = worker.wait();
+    let (status, log) = worker.end();
     assert_eq!(status.code(), Some(0), "{log}");
     assert!(!log.contains("cut off"), "{log}");
 }
@@ -43,17 +43,17 @@ fn a_second_sigterm_ends_at_once() {
     while ask(&router.address, "GET", "/readiness", "").0 != 200 {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    let mut running = send(&router.address, "POST", "/generate", &long(8000));
-    until(&worker.address, "sglang:num_running_reqs", 1);
+    let mut running = begin(&router.address, "POST", "/generate", &long(8000));
+    until(&worker.address, "sglang:num_running_reqs", |count| count == 1);
     for process in [router, worker] {
-        process.signal();
+        process.tell_to_end();
         process.says("SIGTERM: draining");
-        process.signal();
-        let (status, log) = process.wait();
+        process.tell_to_end();
+        let (status, log) = process.end();
         assert_eq!(status.code(), Some(128 + 15), "{log}");
         assert!(log.contains("SIGTERM again"), "{log}");
     }
     let mut answer = String::new();
-    let cut = running.read_to_string(&mut answer);
+    let cut = running.stream.read_to_string(&mut answer);
     assert!(cut.is_err() || !answer.contains("output_ids"), "{answer}");
 }

@@ -8,8 +8,13 @@ use serde_json::{Value, json};
 
 use crate::process::PATIENCE;
 
-/// Sends a request whose answer is read later, or never.
-pub(crate) fn send(address: &str, method: &str, path: &str, body: &str) -> TcpStream {
+/// A request that was sent. Dropping it is a client that goes away.
+pub(crate) struct Asked {
+    pub(crate) stream: TcpStream,
+}
+
+/// Sends a request.
+pub(crate) fn begin(address: &str, method: &str, path: &str, body: &str) -> Asked {
     let mut stream = TcpStream::connect(address).expect("the server takes connections");
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     let head = format!(
@@ -19,55 +24,70 @@ pub(crate) fn send(address: &str, method: &str, path: &str, body: &str) -> TcpSt
     );
     stream.write_all(head.as_bytes()).expect("sent");
     stream.write_all(body.as_bytes()).expect("sent");
-    stream
+    Asked { stream }
 }
 
-/// The answer to a request that was sent: the status, and the body.
-pub(crate) fn receive(mut stream: TcpStream) -> (u16, String) {
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).expect("an answer in time");
-    let answer = String::from_utf8(answer).expect("UTF-8");
-    let (head, rest) = answer.split_once("\r\n\r\n").expect("a head");
-    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("a status");
-    let is_chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-    (status, if is_chunked { dechunked(rest) } else { rest.to_owned() })
+impl Asked {
+    /// The status, and the body.
+    pub(crate) fn end(mut self) -> (u16, String) {
+        let mut answer = Vec::new();
+        self.stream.read_to_end(&mut answer).expect("an answer in time");
+        let answer = String::from_utf8(answer).expect("UTF-8");
+        let (head, rest) = answer.split_once("\r\n\r\n").expect("a head");
+        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("a status");
+        let is_chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+        (status, if is_chunked { dechunked(rest) } else { rest.to_owned() })
+    }
+
+    /// The answer of a request that went well.
+    pub(crate) fn good(self) -> Value {
+        let (status, text) = self.end();
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str(&text).expect("JSON")
+    }
 }
 
 /// Sends a request; the status, and the body.
 pub(crate) fn ask(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
-    receive(send(address, method, path, body))
+    begin(address, method, path, body).end()
 }
 
-/// One of a worker's own numbers, by the name that `/metrics` gives it.
+/// A number that a server says of itself. A metric that is not there is a misspelling.
 pub(crate) fn metric(address: &str, name: &str) -> u64 {
     let (status, text) = ask(address, "GET", "/metrics", "");
     assert_eq!(status, 200, "{text}");
-    let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
-    let value = line.and_then(|line| line.rsplit(' ').next()).and_then(|word| word.parse::<f64>().ok());
-    value.unwrap_or_else(|| panic!("no {name} in:\n{text}")) as u64
+    let is_it = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+    let line = text.lines().find(is_it).unwrap_or_else(|| panic!("no {name} in:\n{text}"));
+    line.rsplit(' ').next().and_then(|word| word.parse::<f64>().ok()).expect("a number") as u64
 }
 
-/// Waits until such a number is at least this.
-pub(crate) fn until(address: &str, name: &str, least: u64) {
+/// Waits until a metric is as wanted.
+pub(crate) fn until(address: &str, name: &str, is_wanted: impl Fn(u64) -> bool) {
     let begin = Instant::now();
-    while metric(address, name) < least {
-        assert!(begin.elapsed() < PATIENCE, "{name} stays below {least}");
-        std::thread::sleep(Duration::from_millis(10));
+    loop {
+        let value = metric(address, name);
+        if is_wanted(value) {
+            return;
+        }
+        assert!(begin.elapsed() < PATIENCE, "{name} stays {value}:\n{}", ask(address, "GET", "/metrics", "").1);
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
 /// Posts JSON; the answer must be good.
 pub(crate) fn post(address: &str, path: &str, body: &Value) -> Value {
-    let (status, text) = ask(address, "POST", path, &body.to_string());
-    assert_eq!(status, 200, "{path}: {text}");
-    serde_json::from_str(&text).expect("JSON")
+    begin(address, "POST", path, &body.to_string()).good()
 }
 
 /// Generates from token ids; the answer's ids, and all that is said about it.
 pub(crate) fn generate(address: &str, ids: &[u32], sampling: &Value) -> (Vec<u32>, Value) {
     let answer = post(address, "/generate", &json!({ "input_ids": ids, "sampling_params": sampling }));
-    let ids = answer["output_ids"].as_array().expect("ids").iter().map(|id| id.as_u64().expect("an id") as u32);
-    (ids.collect(), answer["meta_info"].clone())
+    (output(&answer), answer["meta_info"].clone())
+}
+
+/// The tokens of an answer of `/generate`.
+pub(crate) fn output(answer: &Value) -> Vec<u32> {
+    answer["output_ids"].as_array().expect("ids").iter().map(|id| id.as_u64().expect("an id") as u32).collect()
 }
 
 fn dechunked(mut rest: &str) -> String {

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use pd_core::config::Mode;
+use pd_core::event::Control;
+use pd_sim::journal::requests::Recording;
 use pd_sim::record::Outcome;
 use pd_sim::scenario::{self, Overrides};
 use pd_sim::world::World;
@@ -72,7 +75,8 @@ fn stop(worker: Pd) {
 fn what_a_worker_was_asked_for_runs_in_the_simulator() {
     let folder = Folder::new("unified");
     let journal = folder.join("unified.pdj");
-    let worker = Pd::start(&["serve", "--port", "0", "--journal", &journal]);
+    // An L3 could be attached: that it begins without one is no order of an operator.
+    let worker = Pd::start(&["serve", "--port", "0", "--hicache-ratio", "1", "--journal", &journal]);
     let mut real = serve(&worker.address);
     // An order of an operator is part of it: what was cached is computed again.
     let (status, text) = ask(&worker.address, "POST", "/flush_cache", "");
@@ -84,6 +88,9 @@ fn what_a_worker_was_asked_for_runs_in_the_simulator() {
     stop(worker);
     assert_eq!(real[1], (160, 5, 144));
     assert!(real[2].2 > 160, "the answer is cached, too: {real:?}");
+    let orders = Recording::read(&[PathBuf::from(&journal)]).expect("a journal").orders;
+    let orders: Vec<_> = orders.into_iter().map(|(_, mode, order)| (mode, order)).collect();
+    assert_eq!(orders, [(Mode::Unified, Control::Flush)]);
 
     // Simulated by a pair: the prompt goes to a worker that has not generated the answer before it.
     let outcome = simulate(&[journal.clone()]);

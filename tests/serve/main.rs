@@ -4,10 +4,17 @@
 
 #![expect(clippy::disallowed_methods, reason = "real processes take real time")]
 
+mod abort;
+mod attach;
 mod ends;
+mod health;
 mod http;
 mod journal;
+mod kv_events;
+mod pairing;
 mod process;
 mod restart;
+mod rooms;
 mod same_tokens;
+mod text;
 mod wrong;

@@ -90,8 +90,14 @@ impl Pd {
         self.child.wait().expect("its own child");
     }
 
+    /// As SIGTERM; how it ended.
+    pub(crate) fn terminate(self) -> (ExitStatus, String) {
+        self.tell_to_end();
+        self.end()
+    }
+
     /// Sends SIGTERM.
-    pub(crate) fn signal(&self) {
+    pub(crate) fn tell_to_end(&self) {
         let status = Command::new("kill").arg(self.child.id().to_string()).status().expect("a shell's kill");
         assert!(status.success());
     }
@@ -106,16 +112,10 @@ impl Pd {
     }
 
     /// Waits for its end: how it was, and its log.
-    pub(crate) fn wait(mut self) -> (ExitStatus, String) {
+    pub(crate) fn end(mut self) -> (ExitStatus, String) {
         let status = self.child.wait().expect("its own child");
         let log = self.log();
         (status, log)
-    }
-
-    /// As SIGTERM; how it ended.
-    pub(crate) fn terminate(self) -> (ExitStatus, String) {
-        self.signal();
-        self.wait()
     }
 }
 

@@ -5,6 +5,11 @@ use serde_json::json;
 use crate::http::{generate, post, tokens, until};
 use crate::process::{Folder, Pd};
 
+/// Waits until L3 has the pages of a prompt, as the worker's own counters say.
+fn persisted(address: &str, pages: u64) {
+    until(address, "pd_persist_pages_total", |count| count >= pages);
+}
+
 #[test]
 fn a_long_prompt_comes_back_from_disk_after_kill_9() {
     let folder = Folder::new("l3");
@@ -15,7 +20,7 @@ fn a_long_prompt_comes_back_from_disk_after_kill_9() {
     let first = Pd::start(&arguments);
     let (cold, about) = generate(&first.address, &prompt, &greedy);
     assert_eq!(about["cached_tokens"], 0);
-    until(&first.address, "pd_persist_pages_total", 437);
+    persisted(&first.address, 437);
     first.kill();
 
     let second = Pd::start(&arguments);
@@ -42,7 +47,7 @@ fn short_prompts_say_why_they_are_not_fetched() {
     let greedy = json!({ "temperature": 0, "max_new_tokens": 2 });
     let first = Pd::start(&arguments);
     let (cold, _) = generate(&first.address, &tokens(2, 7), &greedy);
-    until(&first.address, "pd_persist_pages_total", 7);
+    persisted(&first.address, 7);
     first.kill();
     let second = Pd::start(&arguments);
     let (again, about) = generate(&second.address, &tokens(2, 7), &greedy);
@@ -72,12 +77,12 @@ fn a_planted_fact_is_recalled_through_prefill_decode_and_disk() {
     assert!(cold.0.contains("tulip-4711"), "{cold:?}");
     assert_eq!(said(&first.address), cold);
     let prefill = first.banner("prefill   http://");
-    until(&prefill, "pd_persist_pages_total", cold.1 / 16);
+    persisted(&prefill, cold.1 / 16);
     first.kill();
     let second = Pd::start(&arguments);
     assert_eq!(said(&second.address), cold);
     let prefill = second.banner("prefill   http://");
-    until(&prefill, "pd_storage_hit_tokens_total", 1);
+    until(&prefill, "pd_storage_hit_tokens_total", |count| count > 0);
     let (status, log) = second.terminate();
     assert!(status.success(), "{log}");
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::http::{generate, metric, tokens};
+use crate::http::{ask, generate, metric, tokens};
 use crate::process::{Folder, Pd};
 
 /// Prompts of many lengths, some behind a common prefix, greedy and drawn; answers have this many tokens.
@@ -145,16 +145,45 @@ fn a_recorded_worker_replays_bit_for_bit() {
     answers(&worker.address, &prompts(12)[..12], 4);
     let (status, log) = worker.terminate();
     assert!(status.success(), "{log}");
-    let replay = crate::process::command(&["replay", &journal]).output().expect("pd runs");
-    let said = String::from_utf8_lossy(&replay.stdout).into_owned() + &String::from_utf8_lossy(&replay.stderr);
-    assert!(replay.status.success(), "{said}");
+    let (is_same, said) = replay(&journal);
+    assert!(is_same, "{said}");
 
     // What a worker that is killed leaves is whole up to its last rest.
     let worker = Pd::start(&["serve", "--port", "0", "--journal", &journal]);
     answers(&worker.address, &prompts(12)[..4], 2);
     std::thread::sleep(std::time::Duration::from_millis(300));
     worker.kill();
-    let replay = crate::process::command(&["replay", &journal]).output().expect("pd runs");
-    let said = String::from_utf8_lossy(&replay.stdout).into_owned() + &String::from_utf8_lossy(&replay.stderr);
+    let (_, said) = replay(&journal);
     assert!(said.contains("step"), "{said}");
+}
+
+#[test]
+fn a_recorded_router_replays_bit_for_bit() {
+    let folder = Folder::new("router-journal");
+    let journal = folder.join("router.pdj");
+    let workers = [Pd::start(&["serve", "--port", "0"]), Pd::start(&["serve", "--port", "0"])];
+    let urls = workers.each_ref().map(|worker| format!("http://{}", worker.address));
+    let mut arguments = vec!["router", "--port", "0", "--journal", &journal, "--policy", "cache_aware"];
+    arguments.extend(["--health-check-interval-secs", "0.1", "--worker-urls", &urls[0], &urls[1]]);
+    let router = Pd::start(&arguments);
+    while ask(&router.address, "GET", "/workers", "").1.matches("\"up\"").count() < 2 {}
+    let prompts = prompts(12);
+    answers(&router.address, &prompts[..8], 2);
+    // A failure, its retries and the breaker are lived again, too.
+    let [lost, _kept] = workers;
+    lost.kill();
+    answers(&router.address, &prompts[8..16], 2);
+    let (status, log) = router.terminate();
+    assert!(status.success(), "{log}");
+    let (is_same, said) = replay(&journal);
+    assert!(is_same && said.contains("1 machine"), "{said}");
+    let steps = said.split(": ").nth(1).and_then(|rest| rest.split_whitespace().next()).expect("a count");
+    assert!(steps.replace(',', "").parse::<u32>().expect("a count of steps") >= 16 * 3, "{said}");
+}
+
+/// True if each step of a journal is the same, and what was said of it.
+fn replay(journal: &str) -> (bool, String) {
+    let replay = crate::process::command(&["replay", journal]).output().expect("pd runs");
+    let said = String::from_utf8_lossy(&replay.stdout).into_owned() + &String::from_utf8_lossy(&replay.stderr);
+    (replay.status.success(), said)
 }

@@ -65,6 +65,7 @@ fn what_cannot_be_served_is_refused_at_the_start() {
         (vec!["up", "--no-storage", "--hicache-storage-dir", &nowhere], &["contradict"]),
         (vec!["router", "--prefill", "not a url"], &["prefill"]),
         (vec!["router", "--decode", "http://a:1", "--decode", "http://a:1"], &["twice"]),
+        (vec!["router", "--journal", "/nowhere/at/all.pdj", "--port", "0"], &["journal", "/nowhere/at/all.pdj"]),
         (vec!["router", "--policy", "best"], &["best", "cache_aware"]),
         (vec!["router", "--config", &unknown], &["unknown.toml:2:3: ", "page_sise"]),
         (vec!["bench", "--config", &unknown], &["unknown.toml:2:3: ", "page_sise"]),

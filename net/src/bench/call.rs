@@ -12,8 +12,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::backend::read;
-use crate::client::Pool;
 use crate::client::sse::SseParser;
+use crate::client::{Pool, reason};
 
 /// What is known of one request.
 #[derive(Clone, PartialEq, Debug, Default, Serialize)]
@@ -101,7 +101,7 @@ impl Caller {
         if let Some(value) = &self.authorization {
             request.headers_mut().insert(AUTHORIZATION, value.clone());
         }
-        let response = self.pool.request(request).await.map_err(|error| causes(&error))?;
+        let response = self.pool.request(request).await.map_err(|error| reason(&error))?;
         let status = response.status();
         let mut body = response.into_body();
         if !status.is_success() {
@@ -116,7 +116,7 @@ impl Caller {
         let (mut counted, mut failed) = (false, None);
         while let Some(frame) = body.frame().await {
             let now = Instant::now();
-            let Ok(data) = frame.map_err(|error| causes(&error))?.into_data() else { continue };
+            let Ok(data) = frame.map_err(|error| reason(&error))?.into_data() else { continue };
             if !self.is_stream {
                 whole.extend_from_slice(&data);
                 if whole.len() > ANSWER_BYTES_MAX {
@@ -198,16 +198,6 @@ impl<F: FnOnce(f64)> Clock<F> {
         record.output_tokens = self.tokens;
         u64::from(self.tokens - before)
     }
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 const ERROR_BYTES_MAX: usize = 1 << 16;

@@ -1,4 +1,4 @@
-//! The HTTP client that the router and the load generator share: a pool of HTTP/1.1 connections, targets, and events.
+//! The HTTP client that the router, the load generator and askers of bootstrap servers share: a pool of HTTP/1.1 connections, targets, and events.
 //!
 //! Owns no policy: it does not retry, does not follow redirects, and never buffers a body.
 
@@ -26,6 +26,20 @@ pub(crate) fn pool(connect_timeout: Duration, idle_max: usize) -> Pool {
         .pool_idle_timeout(IDLE_MAX)
         .pool_max_idle_per_host(idle_max)
         .build(connector)
+}
+
+/// An error with all that it was caused by: the outermost one of a client says little.
+pub(crate) fn reason(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 /// Below the 5 s after which uvicorn, and with it SGLang and vLLM, closes an idle connection: a request that is written

@@ -16,6 +16,7 @@ use pd_sync::{Gate, Refused};
 use super::frame::{self, Broken, Greeting};
 use super::link::{self, Link};
 use super::{Events, Life};
+use crate::accept::{Accept, Listener};
 
 /// Limits of the control connections of a worker.
 #[derive(Clone, Debug)]
@@ -77,8 +78,7 @@ pub struct Counters {
 /// The control connections of a worker.
 pub struct Peers {
     inner: Arc<Inner>,
-    address: SocketAddr,
-    listener: Option<JoinHandle<()>>,
+    listener: Listener,
     /// One thread for each address that is to be kept connected.
     dialers: Mutex<Dialers>,
 }
@@ -108,7 +108,6 @@ impl Peers {
     /// If the address cannot be bound.
     pub fn listen(config: PeersConfig, events: Arc<dyn Events>) -> io::Result<Self> {
         let listener = TcpListener::bind(&config.listen)?;
-        let address = listener.local_addr()?;
         let greeting =
             Greeting { version: VERSION, worker: config.worker, epoch: config.epoch, wire: config.wire.clone() };
         if frame::frame(&greeting).is_none_or(|bytes| bytes.len() > frame::GREETING_BYTES_MAX as usize) {
@@ -126,17 +125,14 @@ impl Peers {
             lost: AtomicU64::new(0),
             flooded: AtomicU64::new(0),
         });
-        let thread = {
-            let inner = inner.clone();
-            std::thread::Builder::new().name("ctrl-listen".into()).spawn(move || accept(&inner, &listener))?
-        };
-        Ok(Self { inner, address, listener: Some(thread), dialers: Mutex::default() })
+        let listener = Listener::start(&inner, listener)?;
+        Ok(Self { inner, listener, dialers: Mutex::default() })
     }
 
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.listener.address()
     }
 
     /// Connects to whoever is at an address, and again whenever that is lost. Once is enough.
@@ -223,11 +219,7 @@ impl Drop for Peers {
     fn drop(&mut self) {
         self.inner.gate.close();
         self.dialers().values().for_each(|(stop, _)| stop.close());
-        // Wakes the listener, which looks at the gate.
-        drop(TcpStream::connect_timeout(&self.address, Duration::from_secs(1)));
-        if let Some(listener) = self.listener.take() {
-            let _ = listener.join();
-        }
+        self.listener.join();
         let links: Vec<_> = self.inner.links().values().cloned().collect();
         links.iter().for_each(|link| link.kill());
         self.inner.gate.drained_until(None);
@@ -236,7 +228,7 @@ impl Drop for Peers {
 
 impl fmt::Debug for Peers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Peers").field("address", &self.address).field("connected", &self.connected()).finish()
+        f.debug_struct("Peers").field("address", &self.address()).field("connected", &self.connected()).finish()
     }
 }
 
@@ -310,33 +302,29 @@ impl Inner {
     }
 }
 
-/// Takes connections until the gate is closed.
-fn accept(inner: &Arc<Inner>, listener: &TcpListener) {
-    for stream in listener.incoming() {
-        if inner.gate.is_closed() {
-            return;
-        }
-        let Ok(stream) = stream else {
-            // Out of files, most likely: whoever calls tries again.
-            std::thread::park_timeout(Duration::from_millis(10));
-            continue;
-        };
-        if inner.accepted.fetch_add(1, Ordering::Relaxed) >= inner.config.connections_max {
-            inner.accepted.fetch_sub(1, Ordering::Relaxed);
-            inner.refused.fetch_add(1, Ordering::Relaxed);
-            continue;
-        }
-        let shared = inner.clone();
-        let thread = std::thread::Builder::new().name("ctrl-in".into()).spawn(move || {
-            if let Some(_pass) = shared.gate.enter() {
-                let (life, result) = link::run(&shared, stream, false);
-                shared.note(&life.map_or_else(String::new, |life| life.id.to_string()), &result);
-            }
-            shared.accepted.fetch_sub(1, Ordering::Relaxed);
-        });
-        if thread.is_err() {
-            inner.accepted.fetch_sub(1, Ordering::Relaxed);
-        }
+impl Accept for Inner {
+    const LISTENER: &'static str = "ctrl-listen";
+    const THREAD: &'static str = "ctrl-in";
+
+    fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    fn accepted(&self) -> &AtomicU32 {
+        &self.accepted
+    }
+
+    fn connections_max(&self) -> u32 {
+        self.config.connections_max
+    }
+
+    fn on_excess(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn serve(self: &Arc<Self>, stream: TcpStream) {
+        let (life, result) = link::run(self, stream, false);
+        self.note(&life.map_or_else(String::new, |life| life.id.to_string()), &result);
     }
 }
 

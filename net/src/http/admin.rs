@@ -178,16 +178,14 @@ pub(super) async fn clear_storage(State(edge): State<Arc<Edge>>) -> Result<Strin
 pub(super) async fn storage(State(edge): State<Arc<Edge>>) -> Json<Value> {
     let storage = edge.backend().load().storage;
     Json(json!({
-        "hicache_storage_backend": storage.backend, "hicache_storage_backend_extra_config_json": null,
+        "hicache_storage_backend": storage.backend, "hicache_storage_backend_extra_config_json": storage.settings,
         "hicache_storage_prefetch_policy": storage.prefetch_policy, "hicache_write_policy": storage.write_policy,
     }))
 }
 
 /// Starts using L3.
 pub(super) async fn attach(State(edge): State<Arc<Edge>>, headers: HeaderMap, body: Body) -> Result<String, ApiError> {
-    fields::expect_json(&headers)?;
-    let bytes = fields::read(&headers, body, edge.config().body_max).await?;
-    let map = fields::object(&bytes)?;
+    let (_, map) = fields::read_object(&edge, &headers, body).await?;
     let fields = Fields::new(&map, "");
     let text = |name| fields.text(name).map(|text| text.map(str::to_owned));
     let attach = Attach {
@@ -221,9 +219,7 @@ pub(super) async fn abort(
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, ApiError> {
-    fields::expect_json(&headers)?;
-    let bytes = fields::read(&headers, body, edge.config().body_max).await?;
-    let map = fields::object(&bytes)?;
+    let (_, map) = fields::read_object(&edge, &headers, body).await?;
     let fields = Fields::new(&map, "");
     let ids: Vec<RequestId> = if fields.bool("abort_all")? {
         edge.live().all()

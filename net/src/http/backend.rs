@@ -13,6 +13,7 @@
 //!    [`JobEvent::Refused`]; a queue that closes without it counts as a failure of the worker.
 //! 3. [`Backend::cancel`] of a job that is over, or never was, does nothing.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
@@ -23,6 +24,8 @@ use pd_core::key::Namespace;
 use pd_core::op::Prompt;
 use serde::Serialize;
 use tokio::sync::mpsc;
+
+use super::kv_events::KvEvents;
 
 /// A worker, as the API edge sees it.
 pub trait Backend: Send + Sync + 'static {
@@ -46,6 +49,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// All metrics in Prometheus' text format.
     fn metrics(&self) -> String;
+
+    /// What comes into its cache and leaves it, if it says so.
+    fn kv_events(&self) -> Option<&Arc<KvEvents>>;
 
     /// Carries out an operator's order; the text says what was done.
     fn control(&self, order: Order) -> BoxFuture<'_, Result<String, ControlError>>;
@@ -331,6 +337,8 @@ pub struct TransferLoad {
 pub struct StorageInfo {
     /// Its kind; `None` when it is detached.
     pub backend: Option<String>,
+    /// Its settings, as JSON; `None` when it is detached.
+    pub settings: Option<String>,
     /// How long requests wait for it.
     pub prefetch_policy: String,
     /// When pages are written down to it.

@@ -181,10 +181,9 @@ pub(super) fn describe(value: &Value) -> String {
 }
 
 /// Reads a body, whole, up to a limit.
-pub(super) async fn read(headers: &HeaderMap, body: axum::body::Body, most: usize) -> Result<Bytes, ApiError> {
+async fn read(headers: &HeaderMap, body: axum::body::Body, most: usize) -> Result<Bytes, ApiError> {
     let large = || {
-        let message =
-            format!("the body is larger than {most} bytes; send less, or raise the server's body limit (--body-limit)");
+        let message = format!("the body is larger than {most} bytes; send less at a time");
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
     };
     let announced =
@@ -226,8 +225,20 @@ pub(super) async fn prepare<T: Send + 'static>(
     task.await.unwrap_or_else(|_| Err(ApiError::internal("the request could not be read")))
 }
 
+/// Reads a small JSON body; its bytes, and the object that they are.
+pub(super) async fn read_object(
+    edge: &Edge,
+    headers: &HeaderMap,
+    body: axum::body::Body,
+) -> Result<(Bytes, Map<String, Value>), ApiError> {
+    expect_json(headers)?;
+    let bytes = read(headers, body, edge.config().body_max).await?;
+    let map = object(&bytes)?;
+    Ok((bytes, map))
+}
+
 /// Refuses bodies that do not claim to be JSON.
-pub(super) fn expect_json(headers: &HeaderMap) -> Result<(), ApiError> {
+fn expect_json(headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(kind) = headers.get(CONTENT_TYPE) else { return Ok(()) };
     let kind = kind.to_str().unwrap_or("not a text");
     let main = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();

@@ -6,7 +6,7 @@
 //! that comes again is served from cache.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
 use pd_core::config::Mode;
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use super::backend::{
     Backend, ControlError, Health, Info, Job, JobEvent, JobLeg, Load, Order, Refused, Scored, TierLoad, events,
 };
+use super::kv_events::KvEvents;
 
 /// How a job is answered: its tokens, without what ends them.
 pub type Answers = dyn Fn(&Job) -> Vec<Token> + Send + Sync;
@@ -25,6 +26,7 @@ pub type Answers = dyn Fn(&Job) -> Vec<Token> + Send + Sync;
 /// The worker.
 pub struct Mock {
     info: Info,
+    kv_events: Option<Arc<KvEvents>>,
     answers: Option<Box<Answers>>,
     state: Mutex<State>,
     cancels: watch::Sender<Vec<RequestId>>,
@@ -66,6 +68,7 @@ impl Mock {
         };
         Self {
             info,
+            kv_events: None,
             answers: None,
             state: Mutex::new(state),
             cancels: watch::channel(Vec::new()).0,
@@ -104,6 +107,13 @@ impl Mock {
     #[must_use]
     pub fn with_answers(mut self, answers: impl Fn(&Job) -> Vec<Token> + Send + Sync + 'static) -> Self {
         self.answers = Some(Box::new(answers));
+        self
+    }
+
+    /// Publishes what it is told to.
+    #[must_use]
+    pub fn with_kv_events(mut self, events: Arc<KvEvents>) -> Self {
+        self.kv_events = Some(events);
         self
     }
 
@@ -293,13 +303,17 @@ impl Backend for Mock {
         format!("# TYPE sglang:num_running_reqs gauge\nsglang:num_running_reqs {}\n", self.lock().held.len())
     }
 
+    fn kv_events(&self) -> Option<&Arc<KvEvents>> {
+        self.kv_events.as_ref()
+    }
+
     fn control(&self, order: Order) -> BoxFuture<'_, Result<String, ControlError>> {
         let mut state = self.lock();
         let answer = match &order {
             Order::Attach(attach) if attach.backend != "file" => {
                 Err(ControlError::Invalid(format!("there is no storage backend {:?}; use file", attach.backend)))
             }
-            Order::Attach(_) | Order::Detach if !state.held.is_empty() => {
+            Order::Attach(_) if !state.held.is_empty() => {
                 Err(ControlError::Busy(format!("{} requests are running", state.held.len())))
             }
             Order::Attach(_) => Ok("HiCache storage backend attached.".into()),

@@ -22,6 +22,7 @@ pub mod backend;
 pub mod error;
 mod fields;
 mod generation;
+pub mod kv_events;
 mod live;
 pub mod mock;
 mod native;
@@ -189,6 +190,7 @@ pub fn app(edge: Arc<Edge>) -> Router {
         .route("/loads", get(admin::loads))
         .route("/v1/loads", get(admin::loads))
         .route("/metrics", get(admin::metrics))
+        .route("/kv_events", get(kv_events::get))
         .route("/flush_cache", get(admin::flush_cache).post(admin::flush_cache))
         .route("/abort_request", post(admin::abort))
         .route("/clear_hicache_storage_backend", get(admin::clear_storage).post(admin::clear_storage))

@@ -19,9 +19,7 @@ pub(super) async fn tokenize(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    fields::expect_json(&headers)?;
-    let bytes = fields::read(&headers, body, edge.config().body_max).await?;
-    let map = fields::object(&bytes)?;
+    let (bytes, map) = fields::read_object(&edge, &headers, body).await?;
     let fields = Fields::new(&map, "");
     let text = edge.text();
     let is_chat = fields.get("messages").is_some();
@@ -55,9 +53,7 @@ pub(super) async fn detokenize(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    fields::expect_json(&headers)?;
-    let bytes = fields::read(&headers, body, edge.config().body_max).await?;
-    let map = fields::object(&bytes)?;
+    let (_, map) = fields::read_object(&edge, &headers, body).await?;
     let fields = Fields::new(&map, "");
     let skip_special = fields.bool_or("skip_special_tokens", true)?;
     let text = edge.text();

@@ -18,9 +18,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, mpsc};
 
 use pd_core::id::{RequestId, WorkerId};
-use pd_core::pump::{NoTap, Pump};
+use pd_core::pump::Pump;
 use pd_core::router::{Ask, Route, RouteFault, RouteRefusal, Router, RouterInput, RouterMetrics, RouterOutput};
 use pd_core::time::{Instant, nanos};
+
+use super::RouterTap;
 
 /// What a request's task is told.
 #[derive(Debug)]
@@ -50,7 +52,7 @@ pub(super) struct Brain {
 
 #[derive(Debug)]
 struct Inner {
-    pump: Pump<Router, NoTap>,
+    pump: Pump<Router, Option<Box<dyn RouterTap>>>,
     waiters: BTreeMap<RequestId, Waiter>,
     next_request: u64,
     /// Rooms for the further prompts of batches; of a life of its own, so that they never meet the machine's.
@@ -94,9 +96,14 @@ pub(super) struct Ticket {
 
 impl Brain {
     /// `room_epoch` is a life that no router's machine has.
-    pub(super) fn new(machine: Router, room_epoch: u32, aborts: mpsc::UnboundedSender<Abort>) -> Self {
+    pub(super) fn new(
+        machine: Router,
+        tap: Option<Box<dyn RouterTap>>,
+        room_epoch: u32,
+        aborts: mpsc::UnboundedSender<Abort>,
+    ) -> Self {
         let inner = Inner {
-            pump: Pump::new(machine, NoTap),
+            pump: Pump::new(machine, tap),
             waiters: BTreeMap::new(),
             next_request: 0,
             next_room: u64::from(room_epoch) << 40,
@@ -174,6 +181,25 @@ impl Brain {
                     }
                 }
             }
+        }
+    }
+
+    /// Lets the tap rest every now and then; ends where there is none.
+    pub(super) async fn rest_tap(&self, pause: std::time::Duration) {
+        loop {
+            tokio::time::sleep(pause).await;
+            match &mut self.lock().pump.tap {
+                Some(tap) => tap.rest(),
+                None => return,
+            }
+        }
+    }
+
+    /// What happens from here on is seen by no tap.
+    pub(super) fn end_tap(&self) {
+        let tap = self.lock().pump.tap.take();
+        if let Some(tap) = tap {
+            tap.finish(self.now());
         }
     }
 

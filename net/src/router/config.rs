@@ -1,5 +1,6 @@
 //! What a router is told at its start, under the names that users of SGLang's router type.
 
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -223,7 +224,7 @@ impl RouterConfig {
                 "it sends whole requests to decode workers; set decode_serves_alone if yours can serve them",
             ));
         }
-        self.machine(Epoch(self.epoch.unwrap_or(0))).check().map_err(|error| {
+        self.machine().check().map_err(|error| {
             let text = error.to_string();
             wrong(error.key(), "out of range", text)
         })
@@ -250,8 +251,17 @@ impl RouterConfig {
         Ok(specs)
     }
 
-    /// The configuration of the machine in its life `epoch`.
-    pub(super) fn machine(&self, epoch: Epoch) -> core_router::RouterConfig {
+    /// The same with a life, drawn if none was given: so that who records the machine knows it, too.
+    #[must_use]
+    pub fn with_life(mut self) -> Self {
+        self.epoch.get_or_insert_with(|| (draw() % LIVES) as u32);
+        self
+    }
+
+    /// What the machine is told; without [`with_life`](Self::with_life), or a life of its own, in life 0.
+    #[must_use]
+    pub fn machine(&self) -> core_router::RouterConfig {
+        let epoch = Epoch(self.epoch.unwrap_or(0));
         let policy = self.first_policy();
         let decode = self.decode_policy.unwrap_or(match self.policy {
             Policy::AppendAware => Policy::PowerOfTwo,
@@ -287,6 +297,14 @@ impl RouterConfig {
         self.prefill_policy.unwrap_or(self.policy)
     }
 }
+
+/// A number of the operating system's: the standard library draws the keys of its hash maps from there.
+pub(super) fn draw() -> u64 {
+    std::hash::RandomState::new().build_hasher().finish()
+}
+
+/// Lives of routers that rooms can tell apart.
+pub(super) const LIVES: u64 = 1 << 23;
 
 /// A worker as somebody names it.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -36,7 +36,7 @@ impl App {
         let member = self.members.add(spec, origin)?;
         let (app, watched) = (Arc::clone(self), Arc::clone(&member));
         let task = self.spawn(async move {
-            tokio::join!(app.look_after(&watched), app.ask_for_load(&watched));
+            tokio::join!(app.look_after(&watched), app.ask_for_load(&watched), app.listen_to(&watched));
         });
         member.set_task(task);
         tracing::info!(worker = %member.spec.target, mode = mode_name(member.spec.mode), "a worker was added");
@@ -125,9 +125,26 @@ impl App {
 
     /// Asks a healthy worker who it is, and tells the machine.
     async fn welcome(&self, member: &Member, epoch: Epoch) {
-        let server = self.ask_either(member, ["/server_info", "/get_server_info"]).await;
-        let model = self.ask_either(member, ["/model_info", "/get_model_info"]).await;
-        let cards = self.ask_json(member, "/v1/models").await;
+        let (server, model, cards, load) = tokio::join!(
+            self.ask_either(member, ["/server_info", "/get_server_info"]),
+            self.ask_either(member, ["/model_info", "/get_model_info"]),
+            self.ask_json(member, "/v1/models"),
+            self.load_of(member),
+        );
+        let lacks: Vec<&str> = [
+            ("/server_info", server.is_none()),
+            ("/model_info", model.is_none()),
+            ("/v1/models", cards.is_none()),
+            ("/v1/loads", load.is_none()),
+        ]
+        .into_iter()
+        .filter_map(|(path, is_lacking)| is_lacking.then_some(path))
+        .collect();
+        let warning = (!lacks.is_empty()).then(|| {
+            let lacks = lacks.join(", ");
+            tracing::warn!(worker = %member.spec.target, "a worker does not answer {lacks}: it serves, and less is known of it");
+            format!("it does not answer {lacks}: it serves, and less is known of it")
+        });
         let mut metadata = Map::new();
         for (from, names) in [(&server, &SERVER_FACTS[..]), (&model, &MODEL_FACTS[..])] {
             for name in names {
@@ -149,7 +166,7 @@ impl App {
         );
         let tokens = metadata.get("max_total_num_tokens").and_then(Value::as_u64).unwrap_or(0);
         let why = format!("it says to be a {said} worker, and is listed as {}", mode_name(member.spec.mode));
-        member.describe(models, metadata);
+        member.describe(models, metadata, warning);
         if contradiction {
             if member.set_health(Health::Down, Some(why.clone())) {
                 tracing::error!(worker = %member.spec.target, "{why}; move it to the other list");
@@ -159,6 +176,7 @@ impl App {
         if member.set_health(Health::Up, None) {
             let pages = u32::try_from(tokens / u64::from(self.config.page_size)).unwrap_or(u32::MAX);
             let life = Life { epoch, mode: member.spec.mode, pages };
+            member.lives.fetch_add(1, Ordering::Relaxed);
             self.brain.feed(RouterInput::Worker { id: member.id, up: Some(life) });
             tracing::info!(worker = %member.spec.target, mode = mode_name(member.spec.mode), "a worker is up");
         }
@@ -173,13 +191,16 @@ impl App {
             if !member.is_up() {
                 continue;
             }
-            let mut load = self.ask_json(member, "/v1/loads?include=core").await.as_ref().and_then(read_loads);
-            if load.is_none() {
-                load = self.ask_json(member, "/get_load").await.as_ref().and_then(read_loads);
-            }
-            if let Some(load) = load {
+            if let Some(load) = self.load_of(member).await {
                 self.brain.feed(RouterInput::Load { worker: member.id, load });
             }
+        }
+    }
+
+    async fn load_of(&self, member: &Member) -> Option<LoadReport> {
+        match self.ask_json(member, "/v1/loads?include=core").await.as_ref().and_then(read_loads) {
+            Some(load) => Some(load),
+            None => self.ask_json(member, "/get_load").await.as_ref().and_then(read_loads),
         }
     }
 
@@ -195,6 +216,21 @@ impl App {
         status.is_success().then(|| serde_json::from_slice(&body).ok())?
     }
 
+    /// A question of the router's own.
+    pub(super) fn question(&self, method: Method, path: &str, has_body: bool) -> Envelope {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+        if has_body {
+            headers.insert(hyper::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        if let Some(key) = &self.config.api_key
+            && let Ok(value) = HeaderValue::from_str(&format!("Bearer {key}"))
+        {
+            headers.insert(hyper::header::AUTHORIZATION, value);
+        }
+        Envelope { method, path_and_query: path.to_owned(), headers }
+    }
+
     /// A short question to a worker.
     pub(super) async fn ask(
         &self,
@@ -203,17 +239,7 @@ impl App {
         path: &str,
         body: Bytes,
     ) -> Result<(StatusCode, Bytes), String> {
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
-        if !body.is_empty() {
-            headers.insert(hyper::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        }
-        if let Some(key) = &self.config.api_key
-            && let Ok(value) = HeaderValue::from_str(&format!("Bearer {key}"))
-        {
-            headers.insert(hyper::header::AUTHORIZATION, value);
-        }
-        let envelope = Envelope { method, path_and_query: path.to_owned(), headers };
+        let envelope = self.question(method, path, !body.is_empty());
         let limit = secs(self.config.health_check_timeout_secs);
         let answer = async {
             let response = self.send(member, &envelope, body).await.map_err(|fault| match fault.said {

@@ -3,8 +3,9 @@
 //! A router has no tokenizer of its own: text is cut into units of four bytes, which stand for tokens, and the pages of
 //! those are chained like pages of tokens. Chats are keyed over the raw JSON of their messages, so that a conversation
 //! that goes on begins with the pages of its last turn. Prompts that come as token ids are keyed over those.
-//! Keys of text are good for placement only; they are never the keys of a worker's cache. A [`Keyer`] with the model's
-//! tokenizer and template gives those, and then the workers' own events can be fed to the index, too.
+//! Keys of text are good for placement only; they are never the keys of a worker's cache. Those of token ids are, once
+//! workers have said what theirs are chained from (see `listen`); a [`Keyer`] with the model's tokenizer and template gives
+//! those of text.
 
 use std::fmt;
 

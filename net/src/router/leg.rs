@@ -16,6 +16,7 @@ use pd_core::router::RouteFault;
 
 use super::App;
 use super::members::Member;
+use crate::client::reason;
 
 /// A leg that ended badly.
 #[derive(Debug)]
@@ -183,20 +184,6 @@ pub(super) fn strip(headers: &mut HeaderMap) {
         headers.remove(name);
     }
     headers.remove(header::CONTENT_LENGTH);
-}
-
-/// An error with all that it was caused by.
-pub(super) fn reason(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// The id of a request, to and from everybody.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use tokio::task::AbortHandle;
 
 use pd_core::config::Mode;
-use pd_core::id::WorkerId;
+use pd_core::id::{PageKey, WorkerId};
 
 use super::config::Spec;
 
@@ -43,6 +43,8 @@ pub(super) struct Member {
     pub(super) served: AtomicU64,
     pub(super) checks_ok: AtomicU64,
     pub(super) checks_bad: AtomicU64,
+    /// Lives of it that the machine was told of.
+    pub(super) lives: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -53,6 +55,10 @@ struct State {
     models: Vec<Value>,
     metadata: Map<String, Value>,
     error: Option<String>,
+    /// What is less than well, and keeps it from nothing.
+    warning: Option<String>,
+    /// What its page keys are chained from, as its KV events say.
+    root: Option<PageKey>,
     task: Option<AbortHandle>,
 }
 
@@ -99,10 +105,19 @@ impl Member {
         is_new
     }
 
-    pub(super) fn describe(&self, models: Vec<Value>, metadata: Map<String, Value>) {
+    pub(super) fn describe(&self, models: Vec<Value>, metadata: Map<String, Value>, warning: Option<String>) {
         let mut state = self.state();
         state.models = models;
         state.metadata = metadata;
+        state.warning = warning;
+    }
+
+    pub(super) fn set_root(&self, root: PageKey) {
+        self.state().root = Some(root);
+    }
+
+    pub(super) fn root(&self) -> Option<PageKey> {
+        self.state().root
     }
 
     pub(super) fn set_task(&self, task: AbortHandle) {
@@ -146,6 +161,7 @@ impl Member {
             },
             "metadata": state.metadata,
             "error": state.error,
+            "warning": state.warning,
         });
         if self.spec.mode == Mode::Prefill {
             value["bootstrap_port"] = json!(self.spec.bootstrap_port);
@@ -178,8 +194,15 @@ impl Members {
             return Err(Duplicate(member.id));
         }
         let id = WorkerId(self.next.fetch_add(1, Ordering::Relaxed));
-        let state =
-            State { health: Health::Joining, models: Vec::new(), metadata: Map::new(), error: None, task: None };
+        let state = State {
+            health: Health::Joining,
+            models: Vec::new(),
+            metadata: Map::new(),
+            error: None,
+            warning: None,
+            root: None,
+            task: None,
+        };
         let member = Arc::new(Member {
             id,
             spec,
@@ -188,6 +211,7 @@ impl Members {
             served: AtomicU64::new(0),
             checks_ok: AtomicU64::new(0),
             checks_bad: AtomicU64::new(0),
+            lives: AtomicU32::new(0),
             state: Mutex::new(state),
         });
         all.insert(id, Arc::clone(&member));

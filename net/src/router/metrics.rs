@@ -1,7 +1,6 @@
 //! Counters, gauges and histograms in Prometheus' text form, under the names of sglang-router where they mean the same.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -11,6 +10,7 @@ use pd_core::router::BreakerView;
 
 use super::App;
 use super::members::mode_name;
+use crate::exposition::{Exposition, Kind, labels as join};
 
 /// What the shell counts; the machine counts the rest.
 #[derive(Debug, Default)]
@@ -62,25 +62,25 @@ impl Metrics {
 impl App {
     /// The whole exposition.
     pub(super) fn exposition(&self) -> String {
-        let mut text = String::new();
+        let mut text = Exposition::default();
         {
             let inner = self.metrics.inner.lock().unwrap_or_else(PoisonError::into_inner);
             for (name, series) in &inner.counters {
-                head(&mut text, name, "counter");
+                text.family(name, Kind::Counter, "");
                 for (labels, value) in series {
-                    line(&mut text, name, labels, value);
+                    text.sample(name, labels, value);
                 }
             }
             for (name, series) in &inner.histograms {
-                head(&mut text, name, "histogram");
+                text.family(name, Kind::Histogram, "");
                 for (labels, histogram) in series {
                     let comma = if labels.is_empty() { "" } else { "," };
                     let bounds = BUCKETS.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
                     for (bound, count) in bounds.zip(histogram.counts.iter().chain([&histogram.count])) {
-                        line(&mut text, &format!("{name}_bucket"), &format!("{labels}{comma}le=\"{bound}\""), count);
+                        text.sample(&format!("{name}_bucket"), &format!("{labels}{comma}le=\"{bound}\""), count);
                     }
-                    line(&mut text, &format!("{name}_sum"), labels, histogram.sum);
-                    line(&mut text, &format!("{name}_count"), labels, histogram.count);
+                    text.sample(&format!("{name}_sum"), labels, histogram.sum);
+                    text.sample(&format!("{name}_count"), labels, histogram.count);
                 }
             }
         }
@@ -88,39 +88,37 @@ impl App {
         let (machine, aborted) = self.brain.metrics();
         for (name, value) in machine.counters() {
             let name = format!("pd_router_{name}_total");
-            head(&mut text, &name, "counter");
-            line(&mut text, &name, "", value);
+            text.single(&name, Kind::Counter, "", "", value);
         }
         for (name, kind, value) in [
-            ("pd_router_aborts_total", "counter", aborted),
-            ("pd_router_index_entries", "gauge", u64::from(self.brain.look(|router| router.index_entries()))),
-            ("smg_http_connections_active", "gauge", self.brain.live() as u64),
+            ("pd_router_aborts_total", Kind::Counter, aborted),
+            ("pd_router_index_entries", Kind::Gauge, u64::from(self.brain.look(|router| router.index_entries()))),
+            ("smg_http_connections_active", Kind::Gauge, self.brain.live() as u64),
         ] {
-            head(&mut text, name, kind);
-            line(&mut text, name, "", value);
+            text.single(name, kind, "", "", value);
         }
-        text
+        text.into_text()
     }
 
-    fn expose_workers(&self, text: &mut String) {
+    fn expose_workers(&self, text: &mut Exposition) {
         let members = self.members.all();
         let name = "smg_worker_pool_size";
-        head(text, name, "gauge");
+        text.family(name, Kind::Gauge, "");
         for mode in [Mode::Unified, Mode::Prefill, Mode::Decode] {
             let count = members.iter().filter(|member| member.spec.mode == mode && member.is_up()).count();
-            line(text, name, &join(&[("worker_type", mode_name(mode)), ("connection_mode", "http")]), count);
+            text.sample(name, &join(&[("worker_type", mode_name(mode)), ("connection_mode", "http")]), count);
         }
         let labels: Vec<String> =
             members.iter().map(|member| join(&[("worker", &member.spec.target.to_string())])).collect();
-        let mut family = |name: &str, kind: &str, values: Vec<u64>| {
-            head(text, name, kind);
+        let mut family = |name: &str, kind: Kind, values: Vec<u64>| {
+            text.family(name, kind, "");
             for (labels, value) in labels.iter().zip(values) {
-                line(text, name, labels, value);
+                text.sample(name, labels, value);
             }
         };
         let each = |value: &dyn Fn(&super::members::Member) -> u64| members.iter().map(|one| value(one)).collect();
-        family("smg_worker_health", "gauge", each(&|one| u64::from(one.is_up())));
-        family("smg_worker_requests_active", "gauge", each(&|one| u64::from(one.active.load(Ordering::Relaxed))));
+        family("smg_worker_health", Kind::Gauge, each(&|one| u64::from(one.is_up())));
+        family("smg_worker_requests_active", Kind::Gauge, each(&|one| u64::from(one.active.load(Ordering::Relaxed))));
         // 0 closed, 1 open, 2 half-open, as sglang-router has it; the worse of the worker's two roles.
         let breakers: Vec<_> = self.brain.look(|router| router.breakers().collect());
         let state = |id| {
@@ -131,45 +129,17 @@ impl App {
             });
             states.max().unwrap_or(0)
         };
-        family("smg_worker_cb_state", "gauge", each(&|one| state(one.id)));
+        family("smg_worker_cb_state", Kind::Gauge, each(&|one| state(one.id)));
         let name = "smg_worker_health_checks_total";
-        head(text, name, "counter");
+        text.family(name, Kind::Counter, "");
         for member in &members {
             let worker = member.spec.target.to_string();
             for (result, count) in [("success", &member.checks_ok), ("failure", &member.checks_bad)] {
                 let labels = join(&[("worker", &worker), ("result", result)]);
-                line(text, name, &labels, count.load(Ordering::Relaxed));
+                text.sample(name, &labels, count.load(Ordering::Relaxed));
             }
         }
     }
-}
-
-fn head(text: &mut String, name: &str, kind: &str) {
-    // Writing into a string cannot fail.
-    let _ = writeln!(text, "# TYPE {name} {kind}");
-}
-
-fn line(text: &mut String, name: &str, labels: &str, value: impl std::fmt::Display) {
-    let _ =
-        if labels.is_empty() { writeln!(text, "{name} {value}") } else { writeln!(text, "{name}{{{labels}}} {value}") };
-}
-
-fn join(labels: &[(&str, &str)]) -> String {
-    let mut text = String::new();
-    for (name, value) in labels {
-        let comma = if text.is_empty() { "" } else { "," };
-        let _ = write!(text, "{comma}{name}=\"");
-        for one in value.chars() {
-            match one {
-                '\\' => text.push_str("\\\\"),
-                '"' => text.push_str("\\\""),
-                '\n' => text.push_str("\\n"),
-                one => text.push(one),
-            }
-        }
-        text.push('"');
-    }
-    text
 }
 
 /// vLLM's bounds of the time to first token: SGLang's begin at 0.1 s, where a cached prompt is long over.

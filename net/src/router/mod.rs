@@ -26,17 +26,18 @@ mod errors;
 mod health;
 mod keys;
 mod leg;
+mod listen;
 mod logprobs;
 mod members;
 mod metrics;
 mod proxy;
 mod tail;
 
+use std::fmt;
 use std::future::Future;
-use std::hash::{BuildHasher as _, Hasher as _};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::extract::{Request, State};
@@ -52,14 +53,17 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use pd_core::cost::Cost;
 use pd_core::event::KvChange;
-use pd_core::id::Epoch;
+use pd_core::id::PageKey;
+use pd_core::pump::{Step, Tap};
 use pd_core::router::{Router, RouterInput};
+use pd_core::time::Instant;
 
 pub use config::{RouterConfig, RouterConfigError};
 pub use discover::DiscoveryError;
 pub use keys::{Keyed, Keyer, PromptContent, PromptView, TextKeyer};
 
 use brain::{Abort, Brain};
+use config::{LIVES, draw};
 use errors::Refusal;
 use members::{Members, Origin};
 use metrics::Metrics;
@@ -87,8 +91,29 @@ pub struct RouterHooks {
     pub keyer: Arc<dyn Keyer>,
     /// What the machine believes that things cost.
     pub cost: Cost,
+    /// Sees what the machine is told.
+    pub tap: Option<Box<dyn RouterTap>>,
     /// What workers say of their caches. Only of use with a keyer whose keys are those of the workers.
     pub changes: Option<mpsc::Receiver<WorkerChanges>>,
+}
+
+/// Watches the machine of a router; must not block for long, because decisions wait for it.
+pub trait RouterTap: Tap<Router> + fmt::Debug + Send {
+    /// Called between steps, every now and then.
+    fn rest(&mut self);
+
+    /// The router has ended.
+    fn finish(self: Box<Self>, at: Instant);
+}
+
+impl Tap<Router> for Box<dyn RouterTap> {
+    fn before(&mut self, at: Instant, input: &RouterInput) {
+        (**self).before(at, input);
+    }
+
+    fn after(&mut self, machine: &Router, step: Step) {
+        (**self).after(machine, step);
+    }
 }
 
 /// Changes in the cache of the worker at an address.
@@ -104,7 +129,7 @@ impl Default for RouterHooks {
     /// Keys of text, and an 8B model on one H100: 2 ms and 40 µs per token of a prompt, 12 ms per step.
     fn default() -> Self {
         let cost = Cost::fixed(2_000_000, 40_000, 12_000_000, 1 << 30);
-        Self { keyer: Arc::new(TextKeyer), cost, changes: None }
+        Self { keyer: Arc::new(TextKeyer), cost, tap: None, changes: None }
     }
 }
 
@@ -130,6 +155,8 @@ struct App {
     pool: Pool,
     metrics: Metrics,
     keyer: Arc<dyn Keyer>,
+    /// What page keys of workers are chained from, where that is known.
+    root: RwLock<Option<PageKey>>,
     stage: watch::Sender<Stage>,
     tasks: Mutex<JoinSet<()>>,
     ids: AtomicU64,
@@ -154,13 +181,14 @@ pub async fn serve(
 /// As [`serve`].
 pub async fn serve_with(
     config: RouterConfig,
-    hooks: RouterHooks,
+    mut hooks: RouterHooks,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Drained, RouterError> {
     config.check()?;
+    let config = config.with_life();
     let (aborts, aborted) = mpsc::unbounded_channel();
-    let app = Arc::new(App::new(config, &hooks, aborts)?);
+    let app = Arc::new(App::new(config, &mut hooks, aborts)?);
     let _guard = StopOnDrop(Arc::clone(&app));
     app.start(aborted, hooks.changes).await?;
 
@@ -195,6 +223,7 @@ pub async fn serve_with(
             cut
         }
     };
+    app.brain.end_tap();
     Ok(Drained { cut })
 }
 
@@ -214,22 +243,23 @@ pub async fn ready(router: SocketAddr) {
 impl App {
     fn new(
         config: RouterConfig,
-        hooks: &RouterHooks,
+        hooks: &mut RouterHooks,
         aborts: mpsc::UnboundedSender<Abort>,
     ) -> Result<Self, RouterConfigError> {
-        // The standard library draws the keys of its hash maps from the operating system.
-        let draw = || std::hash::RandomState::new().build_hasher().finish();
-        let epoch = config.epoch.unwrap_or((draw() % LIVES) as u32);
-        let room_epoch = (u64::from(epoch) + 1 + draw() % (LIVES - 1)) % LIVES;
-        let machine = Router::new(config.machine(Epoch(epoch)), hooks.cost.clone()).map_err(|error| {
-            RouterConfigError { key: error.key(), value: "out of range".into(), must: error.to_string() }
+        let settings = config.machine();
+        let room_epoch = (u64::from(settings.epoch.0) + 1 + draw() % (LIVES - 1)) % LIVES;
+        let machine = Router::new(settings, hooks.cost.clone()).map_err(|error| RouterConfigError {
+            key: error.key(),
+            value: "out of range".into(),
+            must: error.to_string(),
         })?;
         Ok(Self {
             members: Members::default(),
-            brain: Arc::new(Brain::new(machine, room_epoch as u32, aborts)),
+            brain: Arc::new(Brain::new(machine, hooks.tap.take(), room_epoch as u32, aborts)),
             pool: pool(config::secs(config.connect_timeout_secs), POOL_IDLE_MAX),
             metrics: Metrics::default(),
             keyer: Arc::clone(&hooks.keyer),
+            root: RwLock::new(None),
             stage: watch::Sender::new(Stage::Serving),
             tasks: Mutex::new(JoinSet::new()),
             ids: AtomicU64::new(0),
@@ -245,6 +275,8 @@ impl App {
     ) -> Result<(), RouterError> {
         let brain = Arc::clone(&self.brain);
         self.spawn(async move { brain.tick().await });
+        let brain = Arc::clone(&self.brain);
+        self.spawn(async move { brain.rest_tap(TAP_REST).await });
         let app = Arc::clone(self);
         self.spawn(async move {
             while let Some(abort) = aborted.recv().await {
@@ -424,8 +456,8 @@ const FORWARDED: [&str; 14] = [
 ];
 /// Paths that need no key: probes and scrapers have none.
 const OPEN: [&str; 5] = ["/health", "/liveness", "/readiness", "/ready", "/metrics"];
-/// Lives of routers that rooms can tell apart.
-const LIVES: u64 = 1 << 23;
+/// Longest time for which a tap hears of no rest.
+const TAP_REST: Duration = Duration::from_millis(200);
 const POOL_IDLE_MAX: usize = 1024;
 const LAST_WORDS: Duration = Duration::from_secs(5);
 const READY_TIMEOUT: Duration = Duration::from_secs(1);

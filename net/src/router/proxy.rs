@@ -25,10 +25,12 @@ use super::body::{Bootstrap, Inbound, Kind, fingerprint};
 use super::brain::{Names, Order, Ticket};
 use super::errors::{Refusal, pass_on};
 use super::leg::{Begun, Envelope, Fault, Said, X_REQUEST_ID, forwarded, strip};
+use super::listen::WorkerKeyer;
 use super::logprobs::PromptLogprobs;
 use super::members::{Member, mode_name};
 use super::tail::{AbortOnDrop, Tail};
 use super::{App, Stage};
+use crate::client::reason;
 
 /// How an attempt went, as far as the first byte.
 enum Attempt {
@@ -72,7 +74,8 @@ impl App {
         }
         let (head, body) = request.into_parts();
         let body = self.read_body(body).await?;
-        let mut inbound = Inbound::parse(kind, &body, self.config.page_size, &*self.keyer)
+        let keyer = WorkerKeyer { root: self.root(), other: &*self.keyer };
+        let mut inbound = Inbound::parse(kind, &body, self.config.page_size, &keyer)
             .map_err(|why| Refusal::bad("invalid_request", why))?;
         drop(body);
         inbound.session = inbound.session.or_else(|| {
@@ -296,7 +299,7 @@ impl App {
                         None => break Ok(Bytes::new()),
                         Some(Ok(_)) => {}
                         Some(Err(error)) => {
-                            let why = format!("{}: {}", member.spec.target, super::leg::reason(&error));
+                            let why = format!("{}: {}", member.spec.target, reason(&error));
                             let said = Said::Nothing(why);
                             break Err(Fault { worker: member.id, fault: RouteFault::Connection, said });
                         }

@@ -22,8 +22,9 @@ use super::App;
 use super::body::Kind;
 use super::brain::Ticket;
 use super::errors::Refusal;
-use super::leg::{Active, Begun, reason};
+use super::leg::{Active, Begun};
 use super::logprobs::PromptLogprobs;
+use crate::client::reason;
 use crate::client::sse::SseParser;
 
 /// A body that comes from a worker.

@@ -14,7 +14,7 @@ pub(super) struct Style {
     pub(super) item: String,
     /// Between a key and its value.
     pub(super) key: String,
-    /// Write other characters than ASCII as `\uXXXX`.
+    /// Escape all but ASCII: a backslash, `u`, and four hexadecimal digits for each UTF-16 unit.
     pub(super) is_ascii: bool,
     /// Order keys.
     pub(super) is_sorted: bool,

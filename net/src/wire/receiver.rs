@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pd_core::id::{Epoch, Generation, GpuPage, Room, WorkerId};
@@ -16,6 +15,7 @@ use super::count::{Counters, Counts};
 use super::frame::Reject;
 use super::lease::{GrantError, Lease, Leases};
 use super::serve;
+use crate::accept::{Accept, Listener};
 
 /// Limits of a sink.
 #[derive(Clone, Debug)]
@@ -62,8 +62,7 @@ impl ReceiverConfig {
 #[derive(Debug)]
 pub struct Receiver {
     inner: Arc<Inner>,
-    address: SocketAddr,
-    listener: Option<JoinHandle<()>>,
+    listener: Listener,
 }
 
 /// What the threads of connections share.
@@ -77,7 +76,7 @@ pub(super) struct Inner {
     connections: Mutex<BTreeMap<(WorkerId, u32), Arc<Connection>>>,
     /// Threads that serve a connection hold a pass.
     gate: Gate,
-    threads: std::sync::atomic::AtomicU32,
+    threads: AtomicU32,
 }
 
 /// One connection that has greeted.
@@ -108,7 +107,6 @@ impl Receiver {
 
     fn start(config: ReceiverConfig, arena: Option<Arc<Arena>>) -> io::Result<Self> {
         let listener = TcpListener::bind(&config.listen)?;
-        let address = listener.local_addr()?;
         let inner = Arc::new(Inner {
             config,
             arena,
@@ -116,19 +114,16 @@ impl Receiver {
             leases: Mutex::default(),
             connections: Mutex::default(),
             gate: Gate::new(),
-            threads: std::sync::atomic::AtomicU32::new(0),
+            threads: AtomicU32::new(0),
         });
-        let thread = {
-            let inner = inner.clone();
-            std::thread::Builder::new().name("wire-listen".into()).spawn(move || accept(&inner, &listener))?
-        };
-        Ok(Self { inner, address, listener: Some(thread) })
+        let listener = Listener::start(&inner, listener)?;
+        Ok(Self { inner, listener })
     }
 
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.listener.address()
     }
 
     /// Leases pages to a life of a peer, for one attempt: to be called before the want is sent.
@@ -258,11 +253,7 @@ impl Receiver {
 impl Drop for Receiver {
     fn drop(&mut self) {
         self.inner.gate.close();
-        // Wakes the listener, which looks at the gate.
-        drop(TcpStream::connect_timeout(&self.address, Duration::from_secs(1)));
-        if let Some(listener) = self.listener.take() {
-            let _ = listener.join();
-        }
+        self.listener.join();
         let all: Vec<_> = self.inner.connections().values().cloned().collect();
         all.iter().for_each(|connection| connection.kill());
         // Those that have not greeted end by their timeout.
@@ -353,31 +344,27 @@ impl Connection {
     }
 }
 
-/// Takes connections until the gate is closed.
-fn accept(inner: &Arc<Inner>, listener: &TcpListener) {
-    for stream in listener.incoming() {
-        if inner.gate.is_closed() {
-            return;
-        }
-        let Ok(stream) = stream else {
-            // Out of files, most likely: whoever calls tries again.
-            std::thread::park_timeout(Duration::from_millis(10));
-            continue;
-        };
-        if inner.threads.fetch_add(1, Ordering::Relaxed) >= inner.config.connections_max {
-            inner.threads.fetch_sub(1, Ordering::Relaxed);
-            Counts::add(&inner.counts.rejected, 1);
-            continue;
-        }
-        let shared = inner.clone();
-        let thread = std::thread::Builder::new().name("wire-sink".into()).spawn(move || {
-            if let Some(_pass) = shared.gate.enter() {
-                serve::run(&shared, stream);
-            }
-            shared.threads.fetch_sub(1, Ordering::Relaxed);
-        });
-        if thread.is_err() {
-            inner.threads.fetch_sub(1, Ordering::Relaxed);
-        }
+impl Accept for Inner {
+    const LISTENER: &'static str = "wire-listen";
+    const THREAD: &'static str = "wire-sink";
+
+    fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    fn accepted(&self) -> &AtomicU32 {
+        &self.threads
+    }
+
+    fn connections_max(&self) -> u32 {
+        self.config.connections_max
+    }
+
+    fn on_excess(&self) {
+        Counts::add(&self.counts.rejected, 1);
+    }
+
+    fn serve(self: &Arc<Self>, stream: TcpStream) {
+        serve::run(self, stream);
     }
 }

@@ -298,6 +298,7 @@ struct Listener {
     /// The latest leg of each request.
     live: BTreeMap<RequestId, usize>,
     orders: Vec<(Instant, Control)>,
+    has_heard: bool,
 }
 
 impl Watch for Listener {
@@ -322,6 +323,7 @@ impl Watch for Listener {
 
 impl Listener {
     fn told(&mut self, at: Instant, input: &Input) {
+        let is_first = !std::mem::replace(&mut self.has_heard, true);
         match input {
             Input::Submit(submit) => {
                 if self.leg(submit.request).is_some_and(|leg| leg.end.is_none()) {
@@ -337,6 +339,8 @@ impl Listener {
                 }
             }
             Input::Control(Control::Drain) => {}
+            // No operator's order: so begins a worker without an L3 to which one could be attached.
+            Input::Control(Control::DetachStorage) if is_first => {}
             Input::Control(
                 order @ (Control::Flush | Control::AttachStorage | Control::DetachStorage | Control::ClearStorage),
             ) => self.orders.push((at, *order)),

@@ -103,6 +103,12 @@ impl<W: Write> Writer<W> {
         input.encode(&mut Compact(&mut self.block));
     }
 
+    /// The router takes an input; as [`worker_input`](Self::worker_input).
+    pub fn router_input(&mut self, at: Instant, input: &RouterInput) {
+        self.begin(STEP, at, Who::Router);
+        input.encode(&mut Compact(&mut self.block));
+    }
+
     /// The fingerprint of what it answered, as in [`pd_core::pump::Step`].
     ///
     /// # Errors

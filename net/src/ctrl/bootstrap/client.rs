@@ -2,12 +2,8 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, header};
-use hyper_util::client::legacy::Client as Http;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use pd_core::config::Mode;
 use pd_core::id::WorkerId;
 use serde::Serialize;
@@ -15,10 +11,13 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use super::{Announcement, Lease, Name};
+use crate::client::{Pool, pool, reason};
 use crate::ctrl::address;
 
 /// Most bytes of an answer.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// Most idle connections per server: questions are seldom.
+const IDLE_MAX: usize = 4;
 
 /// Why a question has no answer.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -66,7 +65,7 @@ impl AskError {
 /// A client of bootstrap servers.
 #[derive(Clone, Debug)]
 pub struct Client {
-    http: Http<HttpConnector, Full<Bytes>>,
+    http: Pool,
     token: Option<String>,
     timeout: Duration,
 }
@@ -75,7 +74,7 @@ impl Client {
     /// `timeout` bounds each question.
     #[must_use]
     pub fn new(token: Option<String>, timeout: Duration) -> Self {
-        Self { http: Http::builder(TokioExecutor::new()).build_http(), token, timeout }
+        Self { http: pool(timeout, IDLE_MAX), token, timeout }
     }
 
     /// The prefill worker that a request means by `bootstrap_host` and `bootstrap_port`.
@@ -186,7 +185,7 @@ impl Client {
         }
         let request = request.body(Full::from(body)).map_err(|error| unreachable(error.to_string()))?;
         let exchange = async {
-            let answer = self.http.request(request).await.map_err(|error| unreachable(because(&error)))?;
+            let answer = self.http.request(request).await.map_err(|error| unreachable(reason(&error)))?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
             Ok((status, body.map_err(|error| nonsense(error.to_string()))?.to_bytes()))
@@ -199,15 +198,4 @@ impl Client {
         }
         serde_json::from_slice(&bytes).map_err(|error| nonsense(error.to_string()))
     }
-}
-
-/// An error with its causes: the outermost one of a client says little.
-fn because(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
 }

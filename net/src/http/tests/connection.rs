@@ -126,6 +126,21 @@ async fn the_http2_preface_is_answered_on_the_same_port() {
     read_until(&mut h1, "HTTP/1.1 200 OK").await;
 }
 
+/// Load balancers keep connections for minutes: only the client ends one. Time is the runtime's, and jumps.
+#[tokio::test]
+async fn a_connection_that_was_idle_for_ten_minutes_is_served() {
+    let listening = listen(Server::new()).await;
+    let mut stream = TcpStream::connect(listening.address).await.unwrap();
+    for _ in 0..2 {
+        stream.write_all(b"GET /get_load HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        read_until(&mut stream, "num_waiting_reqs").await;
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(600)).await;
+        tokio::time::resume();
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn a_shutdown_waits_for_what_is_in_flight() {
     let listening = listen(Server::new()).await;

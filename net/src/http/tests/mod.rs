@@ -1,10 +1,12 @@
 //! The edge in front of a mock worker.
 
+mod acceptance;
 mod bad;
 mod chat;
 mod completions;
 mod conformance;
 mod connection;
+mod kv_events;
 mod native;
 mod operators;
 

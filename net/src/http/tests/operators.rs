@@ -116,12 +116,13 @@ async fn orders_reach_the_worker_and_its_words_come_back() {
 }
 
 #[tokio::test]
-async fn storage_is_not_changed_under_running_requests() {
+async fn storage_is_not_attached_under_running_requests() {
     let server = Server::new();
     server.mock.hold();
     let held = tokio::spawn(server.app_post("/generate", json!({ "text": "a" })));
     server.submitted(1).await;
-    let (status, text) = call(&server, Method::DELETE, "/hicache/storage-backend", "").await;
+    let file = r#"{"hicache_storage_backend": "file"}"#;
+    let (status, text) = call(&server, Method::PUT, "/hicache/storage-backend", file).await;
     assert_eq!(status, StatusCode::CONFLICT);
     assert!(text.contains("1 requests are running"));
     server.mock.release();

@@ -14,6 +14,42 @@ async fn a_router_without_workers_is_alive_and_not_ready() {
 }
 
 #[tokio::test]
+async fn readiness_names_the_role_that_is_missing() {
+    let (prefill, decode) = (Mock::well("p").await, Mock::well("d").await);
+    let alone = [
+        (RouterConfig { prefill: vec![prefill.url.clone()], ..quick() }, "no decode worker is up"),
+        (RouterConfig { decode: vec![decode.url.clone()], ..quick() }, "no prefill worker is up"),
+    ];
+    for (config, missing) in alone {
+        let router = Served::ready(config, 1).await;
+        let got = router.get("/readiness").await;
+        assert_eq!((got.status, got.json()["reason"].as_str()), (503, Some(missing)), "{}", got.body);
+    }
+    let router = Served::ready(pair(&prefill, &decode), 2).await;
+    assert_eq!(router.get("/readiness").await.status, 200);
+}
+
+#[tokio::test]
+async fn workers_of_other_versions_serve_and_a_warning_says_what_they_lack() {
+    let rest = ["/get_server_info", "/get_model_info", "/get_load"];
+    for lacks in
+        [&["/v1/loads"][..], &["/server_info"], &["/model_info"], &["/server_info", "/model_info", "/v1/loads"]]
+    {
+        let worker = Mock::well("old").await;
+        worker.shared.lacks.lock().unwrap().extend(lacks.iter().chain(&rest));
+        let config = RouterConfig { worker_urls: vec![worker.url.clone()], ..quick() };
+        let router = Served::ready(config, 1).await;
+        let workers = router.get("/workers").await.json();
+        let warning = workers["workers"][0]["warning"].as_str().expect("a warning");
+        assert!(warning.contains(&lacks.join(", ")), "{lacks:?}: {warning}");
+        assert_eq!(router.post("/v1/chat/completions", &chat()).await.status, 200, "{lacks:?}");
+    }
+    let whole = Mock::well("whole").await;
+    let router = Served::ready(RouterConfig { worker_urls: vec![whole.url.clone()], ..quick() }, 1).await;
+    assert_eq!(router.get("/workers").await.json()["workers"][0]["warning"], Value::Null);
+}
+
+#[tokio::test]
 async fn workers_are_added_listed_and_removed() {
     let (prefill, decode) = (Mock::well("p").await, Mock::well("d").await);
     let router = Served::start(quick()).await;
@@ -113,20 +149,7 @@ async fn metrics_are_well_formed_and_count() {
     router.post("/v1/chat/completions", &chat()).await;
     router.post("/x\"y", &chat()).await;
     let text = router.get("/metrics").await.body;
-    let mut types = std::collections::BTreeSet::new();
-    for line in text.lines() {
-        if let Some(rest) = line.strip_prefix("# TYPE ") {
-            assert!(types.insert(rest.split(' ').next().expect("a name").to_owned()), "twice: {line}");
-            continue;
-        }
-        let (name, value) = line.rsplit_once(' ').expect("name and value");
-        let family = name.split('{').next().expect("a name");
-        let is_known = types.iter().any(|known| {
-            family == known || ["_bucket", "_sum", "_count"].iter().any(|end| family.strip_suffix(end) == Some(known))
-        });
-        assert!(is_known, "no type: {line}");
-        value.parse::<f64>().expect("a number");
-    }
+    assert!(crate::exposition::verify(&text).expect("well-formed") > 20);
     for line in [
         "smg_router_requests_total{endpoint=\"/v1/chat/completions\",model=\"tiny\",streaming=\"false\"} 1",
         "smg_worker_selection_total{worker_type=\"prefill\",connection_mode=\"http\"} 1",

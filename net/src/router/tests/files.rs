@@ -3,20 +3,27 @@
 use super::*;
 use pd_core::config::Mode;
 
+/// Replaces a file as a whole: between the two halves of a plain write, the list would be empty, and valid.
+fn put(path: &std::path::Path, text: &str) {
+    let draft = path.with_extension("draft");
+    std::fs::write(&draft, text).expect("written");
+    std::fs::rename(&draft, path).expect("renamed");
+}
+
 #[tokio::test]
 async fn workers_come_and_go_with_the_file_and_a_broken_file_changes_nothing() {
     let (first, second) = (Mock::well("a").await, Mock::well("b").await);
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("workers.toml");
     let entry = |mock: &Mock| format!("[[worker]]\nurl = \"{}\"\n", mock.url);
-    std::fs::write(&path, entry(&first)).expect("written");
+    put(&path, &entry(&first));
     let router = Served::ready(RouterConfig { discovery_file: Some(path.clone()), ..quick() }, 1).await;
     assert_eq!(router.post("/generate", &json!({"text": "x"})).await.json()["id"], "a");
 
-    std::fs::write(&path, entry(&first) + &entry(&second)).expect("written");
+    put(&path, &(entry(&first) + &entry(&second)));
     router.until_up(2).await;
 
-    std::fs::write(&path, "[[worker]]\nurl = 3").expect("written");
+    put(&path, "[[worker]]\nurl = 3");
     within(async {
         while !router.get("/metrics").await.body.contains("pd_router_discovery_errors_total 1") {
             tokio::task::yield_now().await;
@@ -25,7 +32,7 @@ async fn workers_come_and_go_with_the_file_and_a_broken_file_changes_nothing() {
     .await;
     assert_eq!(router.get("/readiness").await.json()["total_workers"], 2);
 
-    std::fs::write(&path, entry(&second)).expect("written");
+    put(&path, &entry(&second));
     within(async {
         while router.get("/readiness").await.json()["total_workers"] != 1 {
             tokio::task::yield_now().await;

@@ -111,7 +111,7 @@ fn a_configuration_is_toml_under_sglangs_names() {
     )
     .expect("valid");
     config.check().expect("right");
-    assert_eq!(config.machine(Epoch(0)).breaker_failures, 3);
+    assert_eq!(config.machine().breaker_failures, 3);
     let error = toml::from_str::<RouterConfig>("prefil = []").expect_err("misspelt").to_string();
     assert!(error.contains("prefil") && error.contains("prefill"), "{error}");
     assert!(toml::from_str::<RouterConfig>("policy = \"fastest\"").is_err());

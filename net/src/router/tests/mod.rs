@@ -62,6 +62,8 @@ struct Shared {
     answer: Mutex<Value>,
     info: Mutex<Value>,
     health: AtomicU16,
+    /// Paths of another version, which answer 404.
+    lacks: Mutex<Vec<&'static str>>,
     seen: Mutex<Vec<Seen>>,
     gate: Notify,
     /// Told when an answer is dropped before its end.
@@ -102,8 +104,9 @@ impl Mock {
             name,
             plan: Mutex::new(plan),
             answer: Mutex::new(json!({"id": name, "choices": [{"index": 0, "text": "hi"}]})),
-            info: Mutex::new(json!({"served_model_name": "tiny", "max_total_num_tokens": 4096})),
+            info: Mutex::new(json!({"served_model_name": "tiny", "max_total_num_tokens": 4096, "loads": []})),
             health: AtomicU16::new(200),
+            lacks: Mutex::default(),
             seen: Mutex::new(Vec::new()),
             gate: Notify::new(),
             dropped: tell,
@@ -151,9 +154,12 @@ async fn mock(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let is_stream = serde_json::from_str::<Value>(&body).is_ok_and(|body| body["stream"] == true);
     shared.seen.lock().unwrap().push(Seen { path: path.clone(), headers: head.headers, body });
     shared.changed.notify_waiters();
+    if shared.lacks.lock().unwrap().contains(&path.as_str()) {
+        return plain(404, String::new());
+    }
     match path.as_str() {
         "/health" => plain(shared.health.load(Ordering::Relaxed), String::new()),
-        "/server_info" => plain(200, shared.info.lock().unwrap().to_string()),
+        "/server_info" | "/model_info" => plain(200, shared.info.lock().unwrap().to_string()),
         "/v1/loads" => plain(200, json!({"loads": shared.info.lock().unwrap()["loads"]}).to_string()),
         "/v1/models" => plain(200, json!({"data": [{"id": "tiny", "max_model_len": 512}]}).to_string()),
         "/flush_cache" | "/abort_request" => plain(200, String::new()),

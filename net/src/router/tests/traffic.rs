@@ -136,6 +136,8 @@ async fn the_prompts_logprobs_of_the_prefill_worker_come_before_the_decode_worke
     let router = Served::ready(pair(&prefill, &decode), 2).await;
     let got = router.post("/generate", &json!({"text": "x", "return_logprob": true})).await;
     assert_eq!(got.json()["meta_info"]["input_token_logprobs"], json!([[null, 1, null], [-1.5, 2, null]]));
+    // The length is that of the merged body, not the worker's.
+    assert_eq!(got.headers["content-length"], got.body.len().to_string().as_str());
     let got = router.post("/generate", &json!({"text": "x"})).await;
     assert_eq!(got.json()["meta_info"]["input_token_logprobs"], json!([[-1.5, 2, null]]));
 }

@@ -59,12 +59,7 @@ fn r2_a_leased_page_is_not_leased_again() {
 #[test]
 fn r3_a_push_that_is_held_back_past_the_abort_is_refused() {
     for kind in MOVING {
-        let barrier = Barrier::new();
-        let config = WireConfig { hook: Some(barrier.hook(At::Before, 0)), ..source_config() };
-        let pair = Pair::with(kind, config, sink_config());
-        pair.grant(1, &[0]).unwrap();
-        pair.wire.push(op(0), push_of(1, &[(4, 0)]));
-        barrier.await_reached();
+        let (pair, barrier) = held_back(kind, At::Before);
         pair.revoke(1).unwrap();
         pair.reuse(0, 77);
         pair.grant(2, &[0]).unwrap();
@@ -78,12 +73,7 @@ fn r3_a_push_that_is_held_back_past_the_abort_is_refused() {
 /// The same in the middle of a page, over TCP: the sink does not hold the page for bytes that have not come.
 #[test]
 fn r3_a_push_that_is_held_back_in_the_middle_of_a_page_is_refused() {
-    let barrier = Barrier::new();
-    let config = WireConfig { hook: Some(barrier.hook(At::During, 0)), ..source_config() };
-    let pair = Pair::with(Kind::Tcp, config, sink_config());
-    pair.grant(1, &[0]).unwrap();
-    pair.wire.push(op(0), push_of(1, &[(4, 0)]));
-    barrier.await_reached();
+    let (pair, barrier) = held_back(Kind::Tcp, At::During);
     pair.revoke(1).unwrap();
     pair.reuse(0, 77);
     pair.grant(2, &[0]).unwrap();
@@ -95,12 +85,7 @@ fn r3_a_push_that_is_held_back_in_the_middle_of_a_page_is_refused() {
 /// The same in shared memory: while the copy goes on there is no fence, a timeout makes none, and nobody gets the page.
 #[test]
 fn r3_a_timeout_is_no_fence() {
-    let barrier = Barrier::new();
-    let config = WireConfig { hook: Some(barrier.hook(At::During, 0)), ..source_config() };
-    let pair = Pair::with(Kind::Shared, config, sink_config());
-    pair.grant(1, &[0]).unwrap();
-    pair.wire.push(op(0), push_of(1, &[(4, 0)]));
-    barrier.await_reached();
+    let (pair, barrier) = held_back(Kind::Shared, At::During);
     assert_eq!(pair.revoke(1), Err(pd_sync::Writing { page: 0 }));
     assert_eq!(pair.receiver.fence_peer(SOURCE), Err(pd_sync::Writing { page: 0 }));
     assert_eq!(pair.grant(2, &[0]), Err(GrantError::Busy { page: 0 }));
@@ -116,12 +101,7 @@ fn r3_a_timeout_is_no_fence() {
 #[test]
 fn r3_control_without_a_revocation_the_page_is_overwritten() {
     for kind in MOVING {
-        let barrier = Barrier::new();
-        let config = WireConfig { hook: Some(barrier.hook(At::Before, 0)), ..source_config() };
-        let pair = Pair::with(kind, config, sink_config());
-        pair.grant(1, &[0]).unwrap();
-        pair.wire.push(op(0), push_of(1, &[(4, 0)]));
-        barrier.await_reached();
+        let (pair, barrier) = held_back(kind, At::Before);
         pair.reuse(0, 77);
         barrier.go.close();
         assert_eq!(pair.outcome(), (op(0), Outcome::Moved), "{kind:?}");
@@ -133,14 +113,9 @@ fn r3_control_without_a_revocation_the_page_is_overwritten() {
 #[test]
 fn r3_a_fenced_peer_writes_no_more() {
     for kind in MOVING {
-        let barrier = Barrier::new();
-        let config = WireConfig { hook: Some(barrier.hook(At::Before, 0)), ..source_config() };
-        let pair = Pair::with(kind, config, sink_config());
-        pair.grant(1, &[0]).unwrap();
+        let (pair, barrier) = held_back(kind, At::Before);
         pair.grant(2, &[1]).unwrap();
         pair.receiver.grant(room(3), Generation(3), WorkerId(8), LIFE, &[GpuPage(2)]).unwrap();
-        pair.wire.push(op(0), push_of(1, &[(4, 0)]));
-        barrier.await_reached();
         pair.receiver.fence_peer(SOURCE).unwrap();
         assert_eq!(pair.receiver.leases(), 1, "that of the other peer");
         pair.reuse(0, 77);
@@ -385,4 +360,16 @@ fn leases_follow_the_messages() {
     pair.receiver.on_recv(SOURCE, &ack(3)).unwrap();
     pair.receiver.on_send(SOURCE, &abort(4, End::Sink)).unwrap();
     assert_eq!(pair.receiver.leases(), 0);
+}
+
+/// Two workers, and a push of page 4 into page 0 for the lease of generation 1 that is held back before, or in the middle
+/// of, its write.
+fn held_back(kind: Kind, at: At) -> (Pair, Barrier) {
+    let barrier = Barrier::new();
+    let config = WireConfig { hook: Some(barrier.hook(at, 0)), ..source_config() };
+    let pair = Pair::with(kind, config, sink_config());
+    pair.grant(1, &[0]).unwrap();
+    pair.wire.push(op(0), push_of(1, &[(4, 0)]));
+    barrier.await_reached();
+    (pair, barrier)
 }
