@@ -4,7 +4,7 @@ use std::io::Read as _;
 
 use serde_json::{Value, json};
 
-use crate::http::{ask, begin, tokens, until};
+use crate::http::{ask, begin, ready, tokens, until};
 use crate::process::Pd;
 
 /// A request that takes some seconds.
@@ -40,11 +40,11 @@ fn a_second_sigterm_ends_at_once() {
     let worker = Pd::start(&["serve", "--port", "0"]);
     let url = format!("http://{}", worker.address);
     let router = Pd::start(&["router", "--port", "0", "--worker-urls", &url]);
-    while ask(&router.address, "GET", "/readiness", "").0 != 200 {
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    ready(&router.address);
     let mut running = begin(&router.address, "POST", "/generate", &long(8000));
-    until(&worker.address, "sglang:num_running_reqs", |count| count == 1);
+    // The worker has one of its own: that of the router ends with the router.
+    let _direct = begin(&worker.address, "POST", "/generate", &long(8000));
+    until(&worker.address, "sglang:num_running_reqs", |count| count == 2);
     for process in [router, worker] {
         process.tell_to_end();
         process.says("SIGTERM: draining");

@@ -52,6 +52,19 @@ pub(crate) fn ask(address: &str, method: &str, path: &str, body: &str) -> (u16, 
     begin(address, method, path, body).end()
 }
 
+/// Waits until a router has workers to route to.
+pub(crate) fn ready(router: &str) {
+    let begin = Instant::now();
+    loop {
+        let (status, text) = ask(router, "GET", "/readiness", "");
+        if status == 200 {
+            return;
+        }
+        assert!(begin.elapsed() < PATIENCE, "{text}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// A number that a server says of itself. A metric that is not there is a misspelling.
 pub(crate) fn metric(address: &str, name: &str) -> u64 {
     let (status, text) = ask(address, "GET", "/metrics", "");

@@ -10,7 +10,7 @@ use pd_sim::scenario::{self, Overrides};
 use pd_sim::world::World;
 use serde_json::{Value, json};
 
-use crate::http::{ask, generate, post, tokens};
+use crate::http::{ask, generate, post, ready, tokens};
 use crate::process::{Folder, Pd, command};
 
 /// What a client was told: length of the prompt, of the answer, and how much of the prompt was cached.
@@ -93,7 +93,7 @@ fn what_a_worker_was_asked_for_runs_in_the_simulator() {
     assert_eq!(orders, [(Mode::Unified, Control::Flush)]);
 
     // Simulated by a pair: the prompt goes to a worker that has not generated the answer before it.
-    let outcome = simulate(&[journal.clone()]);
+    let outcome = simulate(std::slice::from_ref(&journal));
     let there = simulated(&outcome);
     assert_eq!(there.len(), real.len());
     for (real, there) in real.iter().zip(&there) {
@@ -144,6 +144,7 @@ fn a_pair_reports_what_one_worker_would_and_its_journals_run_in_the_simulator() 
     let port = bootstrap_port(&prefill);
     let (prefill_at, decode_at) = (format!("http://{}", prefill.address), format!("http://{}", decode.address));
     let router = Pd::start(&["router", "--port", "0", "--prefill", &prefill_at, &port, "--decode", &decode_at]);
+    ready(&router.address);
     let pair = serve(&router.address);
     // A prefill worker has no answers: the third prompt finds only the first one.
     let mut expected = alone;
