@@ -28,7 +28,7 @@ impl Draw {
     }
 
     pub(crate) fn below(&mut self, end: usize) -> usize {
-        (u64::from(self.0.next_u32()) * end as u64 >> 32) as usize
+        ((u64::from(self.0.next_u32()) * end as u64) >> 32) as usize
     }
 
     /// bf16 values, uniform around `middle`.
