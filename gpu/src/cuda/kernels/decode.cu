@@ -85,12 +85,14 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
     float* merge = (float*)(smem + MERGE_AT(D, STAGES));      // [warp][head][D]
     float2* sums = (float2*)(smem + SUMS_AT(D, STAGES));      // [warp][head]: maximum in log2 units, sum
     u32* is_last = (u32*)(sums + WARPS * HEADS);
-    pdl_wait();
-    pdl_launch();
 
+    // What follows was written before the kernel in front of the kernel in front: it need not be waited for.
     const int groups = (a.hq / a.hkv + HEADS - 1) / HEADS, units = *a.nwork * a.hkv * groups;
     int index = blockIdx.x;
-    if (index >= units) return;
+    if (index >= units) {
+        pdl_wait();
+        return;
+    }
     Unit u = unit_at(a, index, groups);
 
     const int page_mask = (1 << a.page_shift) - 1;
@@ -128,9 +130,7 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
         }
         cp_commit();
     };
-    auto begin = [&](const Unit& v) {
-        UNROLL
-        for (int s = 0; s < STAGES - 1; s++) load(v, s);
+    auto load_q = [&](const Unit& v) {
         const int h = lane >> 2;
         const u32* from = (const u32*)(a.q + ((long long)v.row * a.hq + v.head0 + h) * D) + (lane & 3);
         UNROLL
@@ -139,7 +139,18 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
             qb[k][1] = h < v.heads ? from[k * 8 + 4] : 0u;
         }
     };
-    begin(u);
+    // A row's last token is what the kernel in front writes: the tile that may hold it comes after the wait, those before
+    // it do not have to. So four loads that wait for each other (count, item, page, K) overlap that kernel.
+    const int old = ((u.end - u.first - 1) / TILE - warp + WARPS - 1) / WARPS;  // of this warp's tiles
+    UNROLL
+    for (int s = 0; s < STAGES - 1; s++)
+        if (s < old) load(u, s);
+    pdl_wait();
+    pdl_launch();
+    UNROLL
+    for (int s = 0; s < STAGES - 1; s++)
+        if (s >= old) load(u, s);
+    load_q(u);
 
     const int matrix = lane >> 3, r8 = lane & 7;
     const u32 k_row = ((matrix & 1) * 8 + r8) * ROW_BYTES, k_chunk = matrix >> 1;
@@ -198,7 +209,11 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
         }
         UNROLL
         for (int d = 4; d < 32; d <<= 1) l0 += shfl_xor(l0, d), l1 += shfl_xor(l1, d);
-        if (more) begin(next);
+        if (more) {
+            UNROLL
+            for (int s = 0; s < STAGES - 1; s++) load(next, s);
+            load_q(next);
+        }
 
         sync_cta();  // the merge before this one has been read
         {
@@ -256,6 +271,8 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
 // i < *nwork; parts[row] = {first work item, count}, a row's items following each other in the order of its tokens.
 // For rows with several parts: po [*nwork][hq][D], pml [*nwork][hq], arrived [rows][hkv * ceil(hq / hkv / 8)], zero at
 // the start and zero again at the end. Rows without work items are left as they are. scale_log2 = log2(e) / sqrt(D).
+// With programmatic launch, the kernel directly in front may write q and the last token of each row; nwork, work, parts,
+// table and the other tokens must be older than that.
 // grid: CTAs that fit the device at once (2 a multiprocessor). block: 128.
 // Dynamic shared memory: 114960 bytes for D = 128 (3 stages) and 106768 for D = 64 (6 stages).
 #define DECODE(name, D, STAGES)                                                                                   \

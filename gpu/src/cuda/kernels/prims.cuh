@@ -3,8 +3,9 @@
 //
 // Rules of all kernels here:
 // 1. bf16 in memory (as u16), f32 in arithmetic, sums in an order that depends on the row alone.
-// 2. Every thread calls `pdl_wait` before it touches what an earlier kernel wrote or still reads. A thread that leaves
-//    without it would let its grid, and so the next one's wait, end before the kernels in front of it have ended.
+// 2. Every thread calls `pdl_wait` before it touches what the kernel in front wrote or still reads, and `pdl_launch` only
+//    after it. So a grid starts when the kernel in front of the one in front has ended, and what is that old may be read
+//    at once. A thread that leaves without waiting would break this for those behind.
 // 3. A whole row is right or refused: sizes that a kernel cannot serve trap.
 #ifndef PRIMS_CUH
 #define PRIMS_CUH
