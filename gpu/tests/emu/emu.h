@@ -110,6 +110,7 @@ inline void aligned16(const void* p) {
 #define KERNEL(threads, ctas_per_sm) static void
 #define DYN_SMEM(name) unsigned char* name = emu::shared
 #define UNROLL
+#define ROLLED
 #define __grid_constant__
 
 DEV u32 smem_u32(const void* p) { return (u32)((const unsigned char*)p - emu::shared); }

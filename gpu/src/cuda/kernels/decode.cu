@@ -142,12 +142,12 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
     // A row's last token is what the kernel in front writes: the tile that may hold it comes after the wait, those before
     // it do not have to. So four loads that wait for each other (count, item, page, K) overlap that kernel.
     const int old = ((u.end - u.first - 1) / TILE - warp + WARPS - 1) / WARPS;  // of this warp's tiles
-    UNROLL
+    ROLLED
     for (int s = 0; s < STAGES - 1; s++)
         if (s < old) load(u, s);
     pdl_wait();
     pdl_launch();
-    UNROLL
+    ROLLED
     for (int s = 0; s < STAGES - 1; s++)
         if (s >= old) load(u, s);
     load_q(u);
@@ -210,7 +210,7 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
         UNROLL
         for (int d = 4; d < 32; d <<= 1) l0 += shfl_xor(l0, d), l1 += shfl_xor(l1, d);
         if (more) {
-            UNROLL
+            ROLLED
             for (int s = 0; s < STAGES - 1; s++) load(next, s);
             load_q(next);
         }

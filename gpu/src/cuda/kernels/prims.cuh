@@ -19,6 +19,7 @@ typedef unsigned long long u64;
 #define KERNEL(threads, ctas_per_sm) extern "C" __global__ void __launch_bounds__(threads, ctas_per_sm)
 #define DYN_SMEM(name) extern __shared__ __align__(1024) unsigned char name[]
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 
 DEV u32 smem_u32(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 DEV u32 f2u(float x) { return __float_as_uint(x); }
