@@ -3,7 +3,7 @@
 // shared memory, P V with P in registers), the softmax of a block overlapped with the P V product of the one before.
 //
 // A tile is 128 packed rows (query token x query heads of one KV head, heads fastest) of one sequence. CTAs take
-// (tile, KV head) pairs by stride, so the grid may be all pairs or as many CTAs as the device holds; in the second
+// (tile, KV head) pairs in turns, so the grid may be all pairs or as many CTAs as the device holds; in the second
 // case the producer runs ahead into the next pair while the consumers finish this one.
 //
 // Keys are walked in blocks of 128 anchored at position 0, and a block that is masked in full adds exactly nothing: a
@@ -25,6 +25,9 @@
 #define FULL_V 16
 #define EMPTY_K 32
 #define EMPTY_V 48
+
+// Named barriers: 1 and 2 within a consumer group, these two between the groups.
+#define TURN 3
 
 struct PrefillArgs {
     const u16* q;
@@ -58,6 +61,12 @@ DEV Tile tile_at(const PrefillArgs& a, int index, int hkv) {
     return t;
 }
 
+// What this CTA does in its nth turn. Pairs come heaviest first; every other turn goes through the CTAs backwards, or the
+// first would do a whole heaviest tile more than the last.
+DEV int pair_of(int round) {
+    return round * gridDim.x + (round & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+}
+
 // Where chunk c (16 bytes) of row r of a warpgroup's Q lies: swizzled as TMA would have.
 DEV u32 q_offset(int r, int c) { return (u32)((c >> 3) * HALF_Q + r * 128 + (((c & 7) ^ (r & 7)) << 4)); }
 
@@ -67,7 +76,7 @@ DEV void produce(const TensorMap* mk, const TensorMap* mv, const PrefillArgs& a,
     const int half = lane & 1, nth = lane >> 1;
     const u32 to = half * HALF_KV + nth * page * 128;
     u32 n = 0;
-    for (int index = blockIdx.x; index < a.nwork * hkv; index += gridDim.x) {
+    for (int round = 0, index; (index = pair_of(round)) < a.nwork * hkv; round++) {
         const Tile t = tile_at(a, index, hkv);
         const int* pages = a.table + (long long)t.table_row * a.max_pages;
         for (int b = 0; b < t.blocks; b++, n++) {
@@ -167,8 +176,14 @@ DEV void consume(const PrefillArgs& a, unsigned char* smem, u32 base, int group)
         bar_sync(1 + group, 128);
     };
 
+    // The groups take turns at the tensor cores, so that one's softmax runs under the other's products. Each waits for its
+    // turn and gives the other its own; group 0 starts. Both walk the same blocks, so the turns add up, and the one that is
+    // left over at the end of a tile starts the next.
+    const int my_turn = TURN + group, other_turn = TURN + 1 - group;
+    if (group == 1) bar_arrive(other_turn, 256);
+
     u32 n = 0;  // blocks before this tile
-    for (int index = blockIdx.x; index < a.nwork * hkv; index += gridDim.x) {
+    for (int round = 0, index; (index = pair_of(round)) < a.nwork * hkv; round++) {
         const Tile t = tile_at(a, index, hkv);
         const int row0 = t.row0 + group * 64, heads = t.kv_head * a.g, last_token = t.rows / a.g - 1;
         UNROLL
@@ -202,9 +217,11 @@ DEV void consume(const PrefillArgs& a, unsigned char* smem, u32 base, int group)
         for (int b = 0; b + 1 < t.blocks; b++) {
             const u32 here = n + b, next = here + 1;
             mbar_wait(base + FULL_K + (next & 1) * 8, (next >> 1) & 1);
+            bar_sync(my_turn, 256);
             scores(next & 1);
             mbar_wait(base + FULL_V + (here & 1) * 8, (here >> 1) & 1);
             values(here & 1);
+            bar_arrive(other_turn, 256);
             wgmma_wait<1>();  // the scores are there; the values go on
             hold(s);
             if (lane == 0) mbar_arrive(base + EMPTY_K + (next & 1) * 8);
