@@ -134,13 +134,6 @@ static void wait_at(Barrier& b, const u32& live) {
 void warp_barrier() { wait_at(warp_barriers[current->warp], warp_live[current->warp]); }
 void cta_barrier() { wait_at(barriers[0], cta_live); }
 void named_barrier(int id, u32 threads) { wait_at(barriers[id], threads); }
-void named_arrival(int id, u32 threads) {
-    Barrier& b = barriers[id];
-    progress();
-    if (++b.count < threads) return;
-    b.count = 0;
-    b.generation++;
-}
 
 static void land(Copy& c) {
     if (c.landed) return;

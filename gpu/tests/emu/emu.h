@@ -72,7 +72,6 @@ unsigned char* place(int lane);
 void warp_barrier();
 void cta_barrier();
 void named_barrier(int id, u32 threads);
-void named_arrival(int id, u32 threads);
 void copy_issue(u32 to, const void* from);
 void copy_commit();
 void copy_wait(u32 pending);
@@ -216,7 +215,6 @@ template <class T> DEV T shfl(T v, int from) { return emu::of_lane(v, from); }
 DEV void sync_warp() { emu::warp_barrier(); }
 DEV void sync_cta() { emu::cta_barrier(); }
 DEV void bar_sync(int id, int n) { emu::named_barrier(id, n); }
-DEV void bar_arrive(int id, int n) { emu::named_arrival(id, n); }
 DEV void fence_gpu() {}
 DEV u32 atomic_inc(u32* p, u32 last) {
     const u32 was = *p;

@@ -26,9 +26,6 @@
 #define EMPTY_K 32
 #define EMPTY_V 48
 
-// Named barriers: 1 and 2 within a consumer group, these two between the groups.
-#define TURN 3
-
 struct PrefillArgs {
     const u16* q;
     const int* table;
@@ -176,12 +173,6 @@ DEV void consume(const PrefillArgs& a, unsigned char* smem, u32 base, int group)
         bar_sync(1 + group, 128);
     };
 
-    // The groups take turns at the tensor cores, so that one's softmax runs under the other's products. Each waits for its
-    // turn and gives the other its own; group 0 starts. Both walk the same blocks, so the turns add up, and the one that is
-    // left over at the end of a tile starts the next.
-    const int my_turn = TURN + group, other_turn = TURN + 1 - group;
-    if (group == 1) bar_arrive(other_turn, 256);
-
     u32 n = 0;  // blocks before this tile
     for (int round = 0, index; (index = pair_of(round)) < a.nwork * hkv; round++) {
         const Tile t = tile_at(a, index, hkv);
@@ -217,11 +208,9 @@ DEV void consume(const PrefillArgs& a, unsigned char* smem, u32 base, int group)
         for (int b = 0; b + 1 < t.blocks; b++) {
             const u32 here = n + b, next = here + 1;
             mbar_wait(base + FULL_K + (next & 1) * 8, (next >> 1) & 1);
-            bar_sync(my_turn, 256);
             scores(next & 1);
             mbar_wait(base + FULL_V + (here & 1) * 8, (here >> 1) & 1);
             values(here & 1);
-            bar_arrive(other_turn, 256);
             wgmma_wait<1>();  // the scores are there; the values go on
             hold(s);
             if (lane == 0) mbar_arrive(base + EMPTY_K + (next & 1) * 8);

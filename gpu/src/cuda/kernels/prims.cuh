@@ -133,8 +133,6 @@ template <class T> DEV T shfl(T v, int lane) { return __shfl_sync(0xffffffffu, v
 DEV void sync_warp() { __syncwarp(); }
 DEV void sync_cta() { __syncthreads(); }
 DEV void bar_sync(int id, int n) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n) : "memory"); }
-// Counts for a barrier of n threads without waiting at it.
-DEV void bar_arrive(int id, int n) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n) : "memory"); }
 DEV void fence_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 // Adds 1, or goes back to 0 from `last`. Returns what was there.
 DEV u32 atomic_inc(u32* p, u32 last) { return atomicInc(p, last); }
