@@ -145,8 +145,9 @@ impl Ready {
                 Trial::Cpu(&mut engine.sibling(), &arena).measure(CPU_TOKENS)
             }
             Self::Cuda { engine, pool, .. } => {
-                let room = pool.pages() * engine.geometry().page_size;
-                Trial::Cuda(engine).measure(CUDA_TOKENS.min(room.saturating_sub(MEASURED_STEPS)))
+                let room = (pool.pages() * engine.geometry().page_size).saturating_sub(MEASURED_STEPS);
+                let tokens = CUDA_TOKENS.min(room).min(engine.rows_max());
+                Trial::Cuda(engine).measure(tokens)
             }
         }
     }
@@ -214,7 +215,7 @@ impl Trial<'_> {
 
 /// What is computed to see what computing costs, on a CPU.
 const CPU_TOKENS: u32 = 64;
-/// And on a GPU, which is not busy with less.
-const CUDA_TOKENS: u32 = 1024;
+/// And on a GPU: a prompt for which attention counts, as it does where loading is weighed against computing.
+const CUDA_TOKENS: u32 = 8192;
 const MEASURED_STEPS: u32 = 4;
 const TRIALS: u32 = 2;

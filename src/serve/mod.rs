@@ -11,6 +11,7 @@ pub(crate) mod backend;
 pub(crate) mod clock;
 pub(crate) mod compute;
 pub(crate) mod copies;
+pub(crate) mod disk;
 pub(crate) mod engine;
 pub(crate) mod journal;
 pub(crate) mod listen;

@@ -12,6 +12,7 @@ use pd_core::key::Namespace;
 use pd_core::message::Layout;
 use pd_gpu::Geometry;
 
+use super::disk;
 use super::options::{Backend, Options};
 use super::storage::default_size;
 
@@ -112,6 +113,11 @@ pub(crate) fn plan(
         ..Namespace::default()
     };
     let is_gpu = memory.device.is_some();
+    let measured = options.hicache_storage_dir.as_deref().and_then(disk::read_bytes_per_second);
+    if let Some(rate) = measured {
+        choices.push(("L3 reads", format!("{}/s, measured: what a fetch is weighed with", bytes(rate))));
+    }
+    let storage_bytes_per_second = measured.unwrap_or(if is_gpu { 4_000_000_000 } else { 1_500_000_000 });
     let kv = KvConfig::default();
     let sched = SchedConfig::default();
     let transfer = TransferConfig::default();
@@ -133,7 +139,7 @@ pub(crate) fn plan(
             storage,
             kv_events: options.enable_kv_events.unwrap_or(false),
             prefetch_threshold: options.prefetch_threshold.unwrap_or(kv.prefetch_threshold),
-            storage_link: link(50_000, if is_gpu { 4_000_000_000 } else { 1_500_000_000 }),
+            storage_link: link(50_000, storage_bytes_per_second),
             host_link: if is_gpu { link(10_000, 50_000_000_000) } else { link(2_000, 5_000_000_000) },
             ..kv
         },

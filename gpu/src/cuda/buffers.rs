@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use super::driver::{Buffer, Context, Result};
 use super::kernels::{Heads, Kernels, SAMPLE_BLOCKS_MAX};
-use super::lists;
+use super::lists::{self, STARTS_MAX};
 use super::products::{Inputs, padded_rows};
-use super::step::PIECES_MAX;
 use crate::weights::Config;
 
 /// How large forwards get.
@@ -79,7 +78,8 @@ impl Buffers {
 
     /// Most bytes of the lists of a step.
     pub(super) fn lists_bytes(heads: Heads, limits: &Limits) -> usize {
-        let pieces = limits.rows.max(PIECES_MAX);
+        // A cut for each block of threads at the most.
+        let pieces = limits.rows * Kernels::decode_units(heads) + STARTS_MAX;
         lists::bytes_max(limits.rows, limits.picks, pieces, UPDATES_MAX, (heads.queries / heads.kv) as usize)
     }
 }
@@ -97,7 +97,7 @@ impl Limits {
     }
 }
 
-/// Blocks of context, of rows that are cut into pieces, that one launch of the decode kernel takes.
-pub(super) const LEAVES_MAX: usize = 1024;
+/// Blocks of context that several blocks of threads may share at a time.
+pub(super) const LEAVES_MAX: usize = 8192;
 /// Entries of page tables that travel with one step.
 pub(super) const UPDATES_MAX: usize = 65_536;

@@ -38,7 +38,6 @@ struct Pass {
     real_rows: usize,
     tiles: u32,
     last_tiles: u32,
-    waves: u32,
     /// True if every row is picked, in order.
     all_picked: bool,
 }
@@ -191,7 +190,6 @@ impl CudaEngine {
             real_rows: step.tokens.len(),
             tiles: step.tiles.len() as u32,
             last_tiles: step.last_tiles.len() as u32,
-            waves: step.waves.len() as u32,
             all_picked: is_decode,
         };
         let mut place = self.shared.take_place();
@@ -245,7 +243,7 @@ impl CudaEngine {
         for rows in paddings(self.limits.picks) {
             let mut place = self.shared.take_place();
             let lists = place.pack(self.buffers.lists.address(), &Step::default(), &[], rows, rows);
-            let pass = Pass { rows, picks: rows, prompt_rows: 0, real_rows: rows, tiles: 0, last_tiles: 0, waves: 1, all_picked: true };
+            let pass = Pass { rows, picks: rows, prompt_rows: 0, real_rows: rows, tiles: 0, last_tiles: 0, all_picked: true };
             // Once outside of a graph: what is loaded at its first use must not be loaded within one.
             self.stream.upload(self.buffers.lists.address(), place.lists(), lists.bytes)?;
             if rows == 1 {
@@ -360,24 +358,17 @@ impl CudaEngine {
             return any(pass.prompt_rows, generated);
         }
         let at = pass.prompt_rows as u64 * row_bytes;
-        let mut first = 0;
-        for wave in 0..pass.waves as usize {
-            // A step that is being recorded has no lists, and one wave.
-            let pieces = self.step.waves.get(wave).map_or(0, |count| *count as u64);
-            let of_decode = DecodeLists {
-                queries: queries + at,
-                table,
-                count: lists.counts + wave as u64 * 4,
-                pieces: lists.pieces + first * 16,
-                parts: lists.parts,
-                out: out + at,
-                leaves: buffers.leaves.address(),
-                arrived: buffers.arrived.address(),
-            };
-            kernels.decode(stream, &of_decode, of, *heads)?;
-            first += pieces;
-        }
-        Ok(())
+        let of_decode = DecodeLists {
+            queries: queries + at,
+            table,
+            starts: lists.starts,
+            pieces: lists.pieces,
+            lengths: lists.lengths + pass.prompt_rows as u64 * 8,
+            out: out + at,
+            leaves: buffers.leaves.address(),
+            arrived: buffers.arrived.address(),
+        };
+        kernels.decode(stream, &of_decode, of, *heads)
     }
 
     fn samples(&self, lists: &Lists) -> SampleLists {

@@ -148,15 +148,15 @@ impl Kernels {
         self.decode.iter().any(|(dim, ..)| *dim == heads.dim)
     }
 
-    /// Units of the decode kernel in each of its work items: KV heads, times groups of 8 query heads.
+    /// Units of the decode kernel in each row: KV heads, times groups of 8 query heads.
     pub(super) fn decode_units(heads: Heads) -> usize {
         let group = heads.queries / heads.kv;
         (heads.kv * group.div_ceil(8)) as usize
     }
 
-    /// Bytes that the decode kernel keeps of a block of context of a row that is cut into several items.
+    /// Bytes that the decode kernel keeps of a block of context that several blocks of threads share.
     pub(super) fn leaf_bytes(heads: Heads) -> usize {
-        Self::decode_units(heads) * 4 * (heads.dim as usize / 16 + 1) * 32 * 16
+        4 * (heads.dim as usize / 16 + 1) * 32 * 16
     }
 
     /// Blocks of the decode kernel that run at a time.
@@ -237,7 +237,7 @@ impl Kernels {
         let (_, kernel, shared) = self.decode.iter().find(|(dim, ..)| *dim == heads.dim).expect("asked for before");
         let shape = Shape { grid: (self.decode_blocks(), 1), threads: 128, shared: *shared };
         let arguments = Arguments::default().long(of.queries).long(pool.keys).long(pool.values).long(of.table);
-        let arguments = arguments.long(of.count).long(of.pieces).long(of.parts).long(of.out);
+        let arguments = arguments.long(of.starts).long(of.pieces).long(of.lengths).long(of.out);
         let arguments = arguments.long(of.leaves).long(of.arrived).strides(pool);
         let arguments = arguments.int(pool.pages_max).int(pool.page_shift).int(heads.queries).int(heads.kv);
         // SAFETY: lists of the step, and buffers for its pieces; see the module.
@@ -383,9 +383,9 @@ impl Kernels {
 pub(super) struct DecodeLists {
     pub(super) queries: u64,
     pub(super) table: u64,
-    pub(super) count: u64,
+    pub(super) starts: u64,
     pub(super) pieces: u64,
-    pub(super) parts: u64,
+    pub(super) lengths: u64,
     pub(super) out: u64,
     pub(super) leaves: u64,
     pub(super) arrived: u64,

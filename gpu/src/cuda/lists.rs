@@ -1,7 +1,7 @@
 //! A step's lists on their way to the GPU: packed into pinned memory, copied as one piece, named by address.
 //!
 //! ```text
-//!   | counts | tokens | slots | positions | kv slots | picks | samples | parts | lengths | prompts | tiles | last tiles | pieces | tables |
+//!   | starts | tokens | slots | positions | kv slots | picks | samples | lengths | prompts | tiles | last tiles | pieces | tables |
 //!     of as many entries as the step is padded to .................... |  as many as there are
 //! ```
 //! Of a step that is one row a sequence, all up to the pieces has its place by the number of padded rows alone: recorded
@@ -14,15 +14,13 @@ use super::step::{SampleRow, Step};
 /// Where a step's lists are on the GPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Lists {
-    /// Pieces of each wave.
-    pub(super) counts: u64,
+    pub(super) starts: u64,
     pub(super) tokens: u64,
     pub(super) slots: u64,
     pub(super) positions: u64,
     pub(super) kv_slots: u64,
     pub(super) picks: u64,
     pub(super) samples: u64,
-    pub(super) parts: u64,
     pub(super) lengths: u64,
     pub(super) prompts: u64,
     pub(super) tiles: u64,
@@ -35,9 +33,9 @@ pub(super) struct Lists {
 
 /// Most bytes of the lists of a step.
 pub(super) fn bytes_max(rows: usize, picks: usize, pieces: usize, updates: usize, heads_per_kv: usize) -> usize {
-    let of_rows = 4 + 4 + 4 + 8 + 16 + 8 + 16;
+    let of_rows = 4 + 4 + 4 + 8 + 8 + 16;
     let tiles = 16 * (rows + (rows * heads_per_kv).div_ceil(128));
-    let lists = 15 * ALIGN + (rows + WAVES) * 4;
+    let lists = 15 * ALIGN + STARTS_MAX * 4;
     rows * of_rows + picks * (4 + size_of::<SampleRow>()) + tiles + pieces * 16 + updates * 16 + lists
 }
 
@@ -58,14 +56,13 @@ impl Lists {
         // Rows that are only there to fill up take token 0, write no KV and choose nothing.
         let nothing = SampleRow { slot: -1, ..SampleRow::default() };
         Self {
-            counts: packer.list(&step.waves, WAVES, 0),
+            starts: packer.list(&step.starts, STARTS_MAX, 0),
             tokens: packer.list(&step.tokens, rows, 0),
             slots: packer.list(&step.slots, rows, -1),
             positions: packer.list(&step.positions, rows, 0),
             kv_slots: packer.list(&step.kv_slots, rows, -1),
             picks: packer.list(&step.picks, picks, -1),
             samples: packer.list(&step.samples, picks, nothing),
-            parts: packer.list(&step.parts, rows, [0; 4]),
             lengths: packer.list(&step.lengths, rows, [0, 0]),
             prompts: packer.list(&step.prompts, 0, [0; 4]),
             tiles: packer.list(&step.tiles, 0, [0; 2]),
@@ -100,8 +97,8 @@ impl Packer<'_> {
     }
 }
 
-/// Waves that have a place before the rows of a step; one that is recorded has just one.
-const WAVES: usize = 8;
+/// Places for the starts of blocks of threads: more than any GPU runs at a time.
+pub(super) const STARTS_MAX: usize = 512;
 /// What vectors of kernels need, and a sector of memory.
 const ALIGN: usize = 32;
 
@@ -121,9 +118,9 @@ mod tests {
                 kv_slots: vec![4; rows],
                 picks: (0..rows as i32).collect(),
                 samples: vec![SampleRow::default(); rows],
-                parts: vec![[0, 1, 1, 0]; rows],
+                starts: vec![0; 265],
                 lengths: vec![[0, 1]; rows],
-                pieces: vec![[0, 0, 0, 1]; pieces],
+                pieces: vec![[0, 1 << 16, 1, 0]; pieces],
                 ..Step::default()
             };
             let lists = Lists::pack(memory, 4096, &step, &[], 8, 8);

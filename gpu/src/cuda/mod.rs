@@ -259,6 +259,12 @@ impl CudaEngine {
         &self.fingerprint
     }
 
+    /// Most tokens of a forward.
+    #[must_use]
+    pub fn rows_max(&self) -> u32 {
+        self.limits.rows as u32
+    }
+
     /// The GPU that it computes on.
     #[must_use]
     pub fn context(&self) -> &Context {

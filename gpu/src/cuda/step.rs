@@ -21,11 +21,11 @@ pub(super) struct Shape {
     pub(super) page_size: u32,
     /// Query heads of a KV head.
     pub(super) heads_per_kv: u32,
-    /// Units of work in a piece of context: KV heads, times groups of 8 query heads.
+    /// Units of work in each row: KV heads, times groups of 8 query heads.
     pub(super) units: u32,
-    /// Blocks of threads that take units.
+    /// Blocks of threads that share them.
     pub(super) blocks: u32,
-    /// Leaves that a launch has room for.
+    /// Blocks of context that there is room for several of them to share.
     pub(super) leaves_max: u32,
 }
 
@@ -86,12 +86,10 @@ pub(super) struct Step {
     pub(super) last_tiles: Vec<[i32; 2]>,
     /// Rows that hold prompt tokens; the rest are generated ones.
     pub(super) prompt_rows: usize,
-    /// Pieces of the context of generated rows: row among these, slot, first token, tokens.
+    /// Pieces of the context of generated rows, as the decode kernel reads them.
     pub(super) pieces: Vec<[i32; 4]>,
-    /// First leaf (of its wave), number of pieces and of blocks of each generated row.
-    pub(super) parts: Vec<[i32; 4]>,
-    /// Pieces of each launch of the kernel: the leaves of so many have room.
-    pub(super) waves: Vec<i32>,
+    /// Where the pieces of each block of threads begin, and where those of the last one end.
+    pub(super) starts: Vec<i32>,
     /// Slot and tokens of KV of every row, for the kernel that takes them one by one.
     pub(super) lengths: Vec<[i32; 2]>,
     /// Rows whose logits are wanted, in the order of the runs.
@@ -111,8 +109,7 @@ impl Step {
         self.last_tiles.clear();
         self.prompt_rows = 0;
         self.pieces.clear();
-        self.parts.clear();
-        self.waves.clear();
+        self.starts.clear();
         self.lengths.clear();
         self.picks.clear();
         self.samples.clear();
@@ -148,33 +145,13 @@ impl Step {
         };
         self.tiles.sort_by_key(|tile| std::cmp::Reverse(keys(tile)));
         self.prompt_rows = self.tokens.len();
-        let generated = |part: &Part<'_>| part.start.max(part.prompt)..part.start + part.count;
-        let lengths = || parts.iter().flat_map(|part| generated(part).map(|position| position + 1));
-        let piece = shape.piece_blocks(lengths);
-        let mut leaves = 0;
         for part in parts {
-            for position in generated(part) {
-                let row = (self.tokens.len() - self.prompt_rows) as i32;
+            for position in part.start.max(part.prompt)..part.start + part.count {
                 self.rows(part, position, position + 1, page_size);
-                let length = position + 1;
-                let blocks = length.div_ceil(BLOCK_TOKENS);
-                let pieces = blocks.div_ceil(piece);
-                let kept = if pieces == 1 { 0 } else { blocks };
-                match self.waves.last_mut() {
-                    Some(wave) if leaves + kept <= shape.leaves_max => *wave += pieces as i32,
-                    _ => {
-                        self.waves.push(pieces as i32);
-                        leaves = 0;
-                    }
-                }
-                self.parts.push([leaves as i32, pieces as i32, blocks as i32, 0]);
-                leaves += kept;
-                let tokens = piece * BLOCK_TOKENS;
-                self.pieces.extend((0..length).step_by(tokens as usize).map(|first| {
-                    [row, part.slot as i32, first as i32, tokens.min(length - first) as i32]
-                }));
             }
         }
+        let contexts = self.lengths[self.prompt_rows..].iter().map(|[_, length]| *length as u32);
+        shape.cut(contexts, &mut self.pieces, &mut self.starts);
         self.pick(parts);
     }
 
@@ -208,7 +185,7 @@ impl Step {
 
     /// True if each run computes one generated token and chooses the next: a shape that is recorded as a graph.
     pub(super) fn is_decode(&self) -> bool {
-        self.prompt_rows == 0 && self.picks.len() == self.tokens.len() && self.waves.len() == 1
+        self.prompt_rows == 0 && self.picks.len() == self.tokens.len()
     }
 }
 
@@ -237,48 +214,54 @@ impl SampleRow {
 }
 
 impl Shape {
-    /// Into pieces of how many blocks contexts are cut, for the kernel to end soonest. That changes no bit (see
-    /// `kernels/decode.cu`), so it may depend on the batch.
+    /// Shares the contexts of rows out among blocks of threads, each as many blocks of context as the next. That changes
+    /// no bit (see `kernels/decode.cu`), so it may depend on the batch.
     ///
-    /// Blocks of threads take pieces in turn. What a piece costs beside its blocks: to fill and drain a pipeline, and to
-    /// keep leaves and merge them where a row has several.
-    fn piece_blocks<I: Iterator<Item = u32>>(self, lengths: impl Fn() -> I) -> u32 {
-        let longest = lengths().max().unwrap_or(1).div_ceil(BLOCK_TOKENS);
-        let mut best = (u64::MAX, longest);
-        let mut candidate = 1;
-        while candidate <= longest {
-            let (mut pieces, mut work, mut largest) = (0, 0, 0);
-            for length in lengths() {
-                // In sixteenths of a block: the last one may be short.
-                let sixteenths = u64::from(length.div_ceil(BLOCK_TOKENS / 16));
-                let whole = u64::from(candidate) * 16;
-                let count = sixteenths.div_ceil(whole);
-                let beside = if count == 1 { WHOLE_COST } else { PIECE_COST };
-                pieces += count;
-                work += sixteenths + count * beside;
-                largest = (sixteenths.min(whole) + beside).max(largest);
+    /// ```text
+    ///   rows x units   |    0,0    |    0,1    |    1,0    |    1,1    |
+    ///   threads        |    0    |    1    |    2    |    3    |   4   |     cut where a share ends, unless next to nothing
+    /// ```                                                                     would be left of it
+    fn cut(self, contexts: impl Iterator<Item = u32> + Clone, pieces: &mut Vec<[i32; 4]>, starts: &mut Vec<i32>) {
+        let blocks = |length: u32| u64::from(length.div_ceil(BLOCK_TOKENS));
+        let all = contexts.clone().map(blocks).sum::<u64>() * u64::from(self.units);
+        let threads = u64::from(self.blocks);
+        // What is not worth a piece of its own.
+        let little = all / threads / 8;
+        let (mut given, mut leaves) = (0, 0);
+        starts.push(0);
+        for (row, length) in (0_u32..).zip(contexts) {
+            for unit in 0..self.units {
+                let first_piece = pieces.len();
+                let count = blocks(length);
+                let mut from = 0;
+                while from < count {
+                    let is_last = starts.len() as u64 == threads;
+                    let room = (all * starts.len() as u64 / threads).saturating_sub(given);
+                    if !is_last && (room == 0 || (room <= little && room < count - from)) {
+                        starts.push(pieces.len() as i32);
+                        continue;
+                    }
+                    let left = count - from;
+                    let has_leaves = leaves + count <= u64::from(self.leaves_max);
+                    let take = if is_last || left <= room + little || !has_leaves { left } else { room };
+                    pieces.push([(row | unit << 16) as i32, (from | take << 16) as i32, 1, 0]);
+                    from += take;
+                    given += take;
+                }
+                let shared = &mut pieces[first_piece..];
+                if shared.len() > 1 {
+                    let count_of = shared.len() as i32;
+                    shared.iter_mut().for_each(|piece| (piece[2], piece[3]) = (count_of, leaves as i32));
+                    leaves += count;
+                }
             }
-            let (units, blocks) = (u64::from(self.units), u64::from(self.blocks));
-            let rounds = (pieces * units).div_ceil(blocks);
-            // Of equal pieces each block takes as many as there are rounds; of unequal ones the average decides.
-            let cost = (rounds * largest).min(work * units / blocks + largest).max(work * units / blocks);
-            if pieces <= PIECES_MAX as u64 || candidate == longest {
-                best = best.min((cost, candidate));
-            }
-            candidate = if candidate < longest { (candidate + candidate.div_ceil(2)).min(longest) } else { longest + 1 };
         }
-        best.1
+        starts.resize(self.blocks as usize + 1, pieces.len() as i32);
     }
 }
 
 /// Tokens whose attention is summed without a break: a block of the decode kernel.
-pub(super) const BLOCK_TOKENS: u32 = 256;
-/// Most pieces that rows are cut into; whole rows may be more.
-pub(super) const PIECES_MAX: usize = 16_384;
-/// What a row that is not cut costs beside its blocks, in sixteenths of a block.
-const WHOLE_COST: u64 = 4;
-/// What a piece of a row costs beside its blocks.
-const PIECE_COST: u64 = 12;
+const BLOCK_TOKENS: u32 = 256;
 /// Rows (query heads of one KV head, token by token) that a tile of the kernel for prompts takes.
 const TILE_ROWS: u32 = 128;
 
@@ -288,7 +271,7 @@ mod tests {
 
     use super::*;
 
-    const SHAPE: Shape = Shape { page_size: 16, heads_per_kv: 4, units: 8, blocks: 264, leaves_max: 64 };
+    const SHAPE: Shape = Shape { page_size: 16, heads_per_kv: 4, units: 8, blocks: 264, leaves_max: 8192 };
 
     fn part<'a>(slot: u32, start: u32, known: &'a [Token], count: u32, prompt: u32, table: &'a [u32]) -> Part<'a> {
         Part { slot, start, known, count, prompt, table, sampling: None, by_host: false }
@@ -307,8 +290,8 @@ mod tests {
         assert!(step.is_decode());
         assert_eq!((step.tokens.as_slice(), step.slots.as_slice()), (&[-1, 5][..], &[3, 1][..]));
         assert_eq!(step.kv_slots, [9 * 16 + 8, 37 * 16 + 8]);
-        assert_eq!(step.parts, [[0, 1, 1, 0], [0, 3, 3, 0]]);
-        assert_eq!(step.pieces, [[0, 3, 0, 41], [1, 1, 0, 256], [1, 1, 256, 256], [1, 1, 512, 89]]);
+        assert_eq!(step.lengths, [[3, 41], [1, 601]]);
+        check(&step, &SHAPE);
         assert_eq!(step.picks, [0, 1]);
         assert_eq!(step.samples[1].position, 601);
     }
@@ -328,29 +311,69 @@ mod tests {
         assert_eq!(step.prompts, [[0, 3, 5, 0], [3, 3, 3, 9]]);
         assert_eq!(step.positions, [2, 3, 4, 0, 1, 2, 5, 6, 7]);
         assert_eq!(step.picks, [8, 5], "each run's last row, in the order of the runs");
-        assert_eq!((step.parts, step.waves), (vec![[0, 1, 1, 0]; 3], vec![3]));
+        assert_eq!(step.lengths[6..], [[0, 6], [0, 7], [0, 8]]);
+        check(&step, &SHAPE);
     }
 
-    #[test]
-    fn few_rows_are_cut_into_pieces_and_many_are_not() {
-        let pieces = |rows: u32, length: u32| SHAPE.piece_blocks(|| (0..rows).map(|_| length));
-        assert_eq!(pieces(1, 1100), 1, "one row, and a whole GPU");
-        assert_eq!(pieces(256, 1100), 5, "each row by itself");
-        assert_eq!(pieces(33, 1000), 4, "as many units as there are blocks of threads");
-        assert!(pieces(1, 131_072) < 32);
+    /// Each row and unit is covered once, in order; shared blocks have leaves of their own; no thread has much more than
+    /// its share. Returns the largest share.
+    fn check(step: &Step, shape: &Shape) -> u64 {
+        let rows = &step.lengths[step.prompt_rows..];
+        assert_eq!(step.starts.len(), shape.blocks as usize + 1);
+        assert!(step.starts.is_sorted() && *step.starts.last().unwrap() as usize == step.pieces.len());
+        let mut pieces = step.pieces.iter();
+        let mut leaves = Vec::new();
+        for (row, [_, length]) in rows.iter().enumerate() {
+            let count = (*length as u32).div_ceil(BLOCK_TOKENS);
+            for unit in 0..shape.units {
+                let (mut at, mut shared) = (0, Vec::new());
+                while at < count {
+                    let [who, what, of, leaf] = *pieces.next().expect("a piece");
+                    assert_eq!(who as u32, row as u32 | unit << 16);
+                    assert_eq!(what as u32 & 0xffff, at);
+                    at += what as u32 >> 16;
+                    shared.push((of, leaf));
+                }
+                assert_eq!(at, count);
+                assert!(shared.iter().all(|(of, leaf)| *of as usize == shared.len() && *leaf == shared[0].1));
+                if shared.len() > 1 {
+                    leaves.extend(shared[0].1..shared[0].1 + count as i32);
+                }
+            }
+        }
+        assert!(pieces.next().is_none());
+        leaves.sort_unstable();
+        assert!(leaves.windows(2).all(|pair| pair[0] < pair[1]) && leaves.len() <= shape.leaves_max as usize);
+        let share = |pair: &[i32]| {
+            step.pieces[pair[0] as usize..pair[1] as usize].iter().map(|piece| (piece[1] as u64) >> 16).sum::<u64>()
+        };
+        step.starts.windows(2).map(share).max().unwrap_or(0)
     }
 
-    #[test]
-    fn leaves_that_have_no_room_wait_for_the_next_wave() {
-        let table: Vec<u32> = (0..1024).collect();
-        let tokens = vec![Token(1); 16_000];
-        let parts: Vec<Part<'_>> =
-            (0..3).map(|slot| part(slot, 10_000, &tokens[10_000..10_001], 1, 1, &table)).collect();
+    fn decodes(rows: u32, length: u32, shape: Shape) -> (Step, u64) {
+        let table: Vec<u32> = (0..length.div_ceil(shape.page_size)).collect();
+        let parts: Vec<Part<'_>> = (0..rows).map(|slot| part(slot, length - 1, &[Token(1)], 1, 1, &table)).collect();
         let mut step = Step::default();
-        step.plan(&parts, SHAPE);
-        assert_eq!(step.parts[0][2], 40);
-        assert_eq!((step.waves.len(), step.parts.iter().map(|part| part[0]).max()), (3, Some(0)));
-        assert!(!step.is_decode());
+        step.plan(&parts, shape);
+        let most = check(&step, &shape);
+        (step, most)
+    }
+
+    #[test]
+    fn contexts_are_shared_out_evenly() {
+        for (rows, length) in [(1, 1), (1, 1100), (1, 100_000), (18, 4300), (32, 1100), (33, 257), (256, 1100), (256, 4096)] {
+            let (step, most) = decodes(rows, length, SHAPE);
+            let all = u64::from(rows * length.div_ceil(BLOCK_TOKENS) * SHAPE.units);
+            let fair = all.div_ceil(u64::from(SHAPE.blocks));
+            assert!(most <= fair + fair / 4 + 1, "{rows} x {length}: {most} blocks, {fair} would be fair");
+            assert!(step.pieces.len() < (rows * SHAPE.units + SHAPE.blocks) as usize);
+        }
+    }
+
+    #[test]
+    fn without_room_for_leaves_rows_stay_whole() {
+        let (step, _) = decodes(3, 10_000, Shape { leaves_max: 50, ..SHAPE });
+        assert_eq!(step.pieces.iter().filter(|piece| piece[2] == 1).count(), 23, "one row and unit of 40 blocks is cut");
     }
 
     #[test]

@@ -1,9 +1,9 @@
 // Decode attention: one query token a row over paged KV, grouped query heads, split along the keys.
 //
-// A unit of work is (work item, KV head, group of up to 8 of its query heads); a fixed grid of CTAs takes units by
-// stride, and how many there are is read from device memory, so one CUDA graph serves any context. A CTA's four warps
-// take 16-token tiles in turn, each through a cp.async ring of its own: no CTA barrier in the main loop. The ring of
-// the next unit fills while this one is merged.
+// A unit of work is some blocks of a row's context, for one KV head and up to 8 of its query heads. A fixed grid of CTAs
+// takes units from a list, each from a place to the next CTA's, so that one CUDA graph serves any context and the host
+// gives every CTA equally much. A CTA's four warps take 16-token tiles in turn, each through a cp.async ring of its own:
+// no CTA barrier in the main loop. The ring of the next unit fills while this one is merged.
 //
 // Tensor cores run "transposed": S^T[16 tokens x 8 heads] = K Q^T and O^T[D x 8] += V^T P^T, so that the 8-wide side
 // holds the query heads, and V^T comes out of ldmatrix.trans.
@@ -14,8 +14,8 @@
 //   state (warp)         its leaves, folded in the order of blocks
 //   row                  the four states, merged in the order of warps
 //
-// A CTA that has all of a row folds in registers. Of a row in several items each CTA stores its leaves, and the one that
-// finishes last folds them all. So many short items for few rows, or whole rows for many, give the same bits.
+// A CTA that has all blocks folds in registers. Where several share them each stores its leaves, and the one that
+// finishes last folds them all. So the bits are the same however the host cuts.
 #include "prims.cuh"
 
 #define WARPS 4
@@ -31,9 +31,9 @@ struct DecodeArgs {
     const u16* kp;
     const u16* vp;
     const int* table;
-    const int* nwork;
+    const int* starts;
     const int4* work;
-    const int4* parts;
+    const int2* lengths;
     u16* out;
     float4* leaves;
     u32* arrived;
@@ -43,7 +43,8 @@ struct DecodeArgs {
 };
 
 struct Unit {
-    int row, table_row, first, end, kv_head, group, head0, heads;
+    int row, table_row, first, end, of_row, kv_head, head0, heads;
+    int blocks, pieces, leaf;  // of the row: its blocks; if they are shared, by how many, and where its leaves begin
 };
 
 // What a warp has of a unit's 8 heads: outputs as the accumulators of the tensor cores lie in registers, and maximum
@@ -74,10 +75,8 @@ template <int D> DEV void fold(State<D>& s, const State<D>& leaf) {
     }
 }
 // Where a leaf is kept: the registers of each lane, D / 16 + 1 times 4 of them.
-template <int D> DEV float4* leaf_at(const DecodeArgs& a, const Unit& u, int block, int warp) {
-    const int groups = (a.hq / a.hkv + HEADS - 1) / HEADS;
-    const long long leaf = ((long long)block * (a.hkv * groups) + u.kv_head * groups + u.group) * WARPS + warp;
-    return a.leaves + leaf * (32 * (D / 16 + 1)) + (threadIdx.x & 31);
+template <int D> DEV float4* leaf_at(const DecodeArgs& a, int leaf, int warp) {
+    return a.leaves + ((long long)leaf * WARPS + warp) * (32 * (D / 16 + 1)) + (threadIdx.x & 31);
 }
 template <int D> DEV void store(const State<D>& s, float4* to) {
     UNROLL
@@ -94,19 +93,23 @@ template <int D> DEV void load_leaf(State<D>& s, const float4* from) {
     s.m0 = x.x, s.m1 = x.y, s.l0 = x.z, s.l1 = x.w;
 }
 
-DEV Unit unit_at(const DecodeArgs& a, int index, int groups) {
+DEV Unit unit_at(const DecodeArgs& a, int index) {
     Unit u;
-    const int g = a.hq / a.hkv, per_item = a.hkv * groups;
-    const int item = index / per_item, rest = index - item * per_item;
-    u.kv_head = rest / groups;
-    u.group = rest - u.kv_head * groups;
-    u.head0 = u.kv_head * g + u.group * HEADS;
-    u.heads = min_i(HEADS, g - u.group * HEADS);
-    const int4 w = a.work[item];
-    u.row = w.x;
-    u.table_row = w.y;
-    u.first = w.z;
-    u.end = w.z + w.w;
+    const int4 w = a.work[index];
+    const int g = a.hq / a.hkv, groups = (g + HEADS - 1) / HEADS;
+    u.row = w.x & 0xffff;
+    u.of_row = (u32)w.x >> 16;
+    const int2 length = a.lengths[u.row];
+    u.table_row = length.x;
+    u.first = (w.y & 0xffff) * BLOCK;
+    u.end = min_i(length.y, u.first + (int)((u32)w.y >> 16) * BLOCK);
+    u.blocks = (length.y + BLOCK - 1) / BLOCK;
+    u.pieces = w.z;
+    u.leaf = w.w;
+    u.kv_head = u.of_row / groups;
+    const int group = u.of_row - u.kv_head * groups;
+    u.head0 = u.kv_head * g + group * HEADS;
+    u.heads = min_i(HEADS, g - group * HEADS);
     return u;
 }
 
@@ -123,10 +126,10 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
     pdl_wait();
     pdl_launch();
 
-    const int groups = (a.hq / a.hkv + HEADS - 1) / HEADS, units = *a.nwork * a.hkv * groups;
-    int index = blockIdx.x;
-    if (index >= units) return;
-    Unit u = unit_at(a, index, groups);
+    int index = a.starts[blockIdx.x];
+    const int until = a.starts[blockIdx.x + 1], units = a.hkv * ((a.hq / a.hkv + HEADS - 1) / HEADS);
+    if (index >= until) return;
+    Unit u = unit_at(a, index);
 
     const int page_mask = (1 << a.page_shift) - 1;
     const int load_row = lane / CHUNKS, chunk = lane % CHUNKS;
@@ -180,13 +183,12 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
     const u32 k_row = ((matrix & 1) * 8 + r8) * ROW_BYTES, k_chunk = matrix >> 1;
     const u32 v_row = ((matrix >> 1) * 8 + r8) * ROW_BYTES, v_chunk = matrix & 1;  // transposed
     for (;;) {
-        const bool more = index + (int)gridDim.x < units;
-        index += gridDim.x;
-        const Unit next = more ? unit_at(a, index, groups) : u;
+        const bool more = ++index < until;
+        const Unit next = more ? unit_at(a, index) : u;
         State<D> state, leaf;
         reset(state);
         reset(leaf);
-        const int4 parts = a.parts[u.row];
+        const int leaves = u.leaf + u.first / BLOCK;
         const int n = tiles_of(u);
         for (int i = 0; i < n; i++) {
             load(u, i + STAGES - 1);
@@ -233,35 +235,35 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
             if (i % LEAF_TILES == LEAF_TILES - 1 || i == n - 1) {
                 UNROLL
                 for (int d = 4; d < 32; d <<= 1) leaf.l0 += shfl_xor(leaf.l0, d), leaf.l1 += shfl_xor(leaf.l1, d);
-                if (parts.y == 1) {
+                if (u.pieces == 1) {
                     fold(state, leaf);
                 } else {
-                    store(leaf, leaf_at<D>(a, u, parts.x + u.first / BLOCK + i / LEAF_TILES, warp));
+                    store(leaf, leaf_at<D>(a, leaves + i / LEAF_TILES, warp));
                 }
                 reset(leaf);
             }
         }
         if (more) begin(next);
-        if (parts.y > 1) {
+        if (u.pieces > 1) {
             // A block whose last tiles other warps have all of: nothing is nothing.
             for (int i = (n + LEAF_TILES - 1) / LEAF_TILES; i < (u.end - u.first + BLOCK - 1) / BLOCK; i++)
-                store(leaf, leaf_at<D>(a, u, parts.x + u.first / BLOCK + i, warp));
+                store(leaf, leaf_at<D>(a, leaves + i, warp));
             fence_gpu();
             sync_cta();
             if (threadIdx.x == 0) {
-                u32* counter = a.arrived + (long long)u.row * (a.hkv * groups) + u.kv_head * groups + u.group;
-                *is_last = atomic_inc(counter, parts.y - 1) == (u32)parts.y - 1;
+                u32* counter = a.arrived + (long long)u.row * units + u.of_row;
+                *is_last = atomic_inc(counter, u.pieces - 1) == (u32)u.pieces - 1;
                 fence_gpu();
             }
             sync_cta();
             if (*is_last) {
-                for (int block = 0; block < parts.z; block++) {
-                    load_leaf(leaf, leaf_at<D>(a, u, parts.x + block, warp));
+                for (int block = 0; block < u.blocks; block++) {
+                    load_leaf(leaf, leaf_at<D>(a, u.leaf + block, warp));
                     fold(state, leaf);
                 }
             }
         }
-        if (parts.y == 1 || *is_last) {
+        if (u.pieces == 1 || *is_last) {
             sync_cta();  // the merge before this one has been read
             const int h = (lane & 3) * 2, dim = lane >> 2;
             float* to = merge + (warp * HEADS + h) * D + dim;
@@ -296,20 +298,22 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
 }
 
 // q, out [rows][hq][D]; kp, vp this layer's pools, strides in elements; table [..][max_pages] page ids, pages of
-// 1 << page_shift tokens. work[i] = {row, table row, first token (a multiple of 256), tokens (at least 1)} for
-// i < *nwork; parts[row] = {first leaf, work items, blocks of 256 tokens, 0}. For rows with several items: leaves
-// [blocks][hkv * groups][4][D / 16 + 1][32] float4, from the row's first leaf on; arrived [rows][hkv * groups] with
-// groups = ceil(hq / hkv / 8), zero at the start and zero again at the end. Rows without items are left as they are.
-// scale_log2 = log2(e) / sqrt(D).
-// grid: CTAs that fit the device at once (2 a multiprocessor). block: 128.
+// 1 << page_shift tokens; lengths[row] = {table row, tokens of context}. CTA c takes work[starts[c] .. starts[c + 1]):
+// {row | unit << 16, first block | blocks << 16, pieces that share the row's blocks for this unit, first leaf}, with
+// blocks of 256 tokens, unit < units = hkv * ceil(hq / hkv / 8), and leaves that matter for several pieces only: leaves
+// [..][4][D / 16 + 1][32] float4, one for each block of the row. arrived [rows][units], zero at the start and zero again
+// at the end. Rows without work are left as they are. scale_log2 = log2(e) / sqrt(D).
+// grid: as many CTAs as there are starts, less one: those that fit the device at once (2 a multiprocessor). block: 128.
 // Dynamic shared memory: 115216 bytes for D = 128 (3 stages) and 106768 for D = 64 (6 stages).
 #define DECODE(name, D, STAGES)                                                                                   \
     KERNEL(128, 2)                                                                                                \
-    name(const u16* q, const u16* kp, const u16* vp, const int* table, const int* nwork, const int4* work,        \
-         const int4* parts, u16* out, float4* leaves, u32* arrived, long long page_stride, long long head_stride, \
-         long long tok_stride, int max_pages, int page_shift, int hq, int hkv, float scale_log2) {                \
-        DecodeArgs a = {q,           kp,         vp,        table,      nwork, work, parts,     out, leaves, arrived, \
-                        page_stride, head_stride, tok_stride, max_pages, page_shift, hq, hkv, scale_log2};         \
+    name(const u16* q, const u16* kp, const u16* vp, const int* table, const int* starts, const int4* work,       \
+         const int2* lengths, u16* out, float4* leaves, u32* arrived, long long page_stride,                      \
+         long long head_stride, long long tok_stride, int max_pages, int page_shift, int hq, int hkv,             \
+         float scale_log2) {                                                                                      \
+        DecodeArgs a = {q,           kp,          vp,         table,     starts,     work, lengths, out, leaves,  \
+                        arrived,     page_stride, head_stride, tok_stride, max_pages, page_shift, hq, hkv,        \
+                        scale_log2};                                                                              \
         decode_body<D, STAGES>(a);                                                                                \
     }
 DECODE(decode_d128, 128, 3)

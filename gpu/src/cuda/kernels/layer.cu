@@ -117,12 +117,28 @@ template <int D_> DEV void rope_head(const RopeArgs& a) {
     const int WORDS_A_LANE = D_ ? (D_ / 4 + 31) / 32 : 2;
     const int lane = threadIdx.x & 31, heads = a.hq + 2 * a.hkv;
     const long long unit = (long long)blockIdx.x * ROPE_WARPS + (threadIdx.x >> 5);
-    if (unit >= (long long)a.M * heads) return;
+    if (unit >= (long long)a.M * heads) {
+        pdl_wait();
+        return;
+    }
     const int m = (int)(unit / heads), h = (int)(unit - (long long)m * heads);
     const bool is_q = h < a.hq, is_v = h >= a.hq + a.hkv;
     const u32* from = (const u32*)(a.qkv + unit * D);
     const u32* bias = a.bias ? (const u32*)(a.bias + (long long)h * D) : 0;
     const u16* norm = is_v ? 0 : is_q ? a.qw : a.kw;
+
+    // Where the token is and goes is older than the kernel in front: these loads, one behind the other, overlap it.
+    const long long slot = is_q ? 0 : a.kvslot[m];
+    const float2* turn = a.cossin + (long long)a.pos[m] * (D / 2);
+    float2 cs[2][2];
+    UNROLL
+    for (int k = 0; k < WORDS_A_LANE; k++) {
+        const int w = lane + 32 * k;
+        cs[k][0] = cs[k][1] = make_float2(1.f, 0.f);
+        if (!is_v && w < words) cs[k][0] = turn[2 * w], cs[k][1] = turn[2 * w + 1];
+    }
+    pdl_wait();
+    pdl_launch();
 
     float lo[2][2], hi[2][2];  // [word][element]: dims 2w, 2w + 1 and those half a head on
     float squares = 0.f;
@@ -158,20 +174,17 @@ template <int D_> DEV void rope_head(const RopeArgs& a) {
     if (is_q) {
         to = (u32*)(a.qout + ((long long)m * a.hq + h) * D);
     } else {
-        const long long slot = a.kvslot[m];
         if (slot < 0) return;
         const int head = is_v ? h - a.hq - a.hkv : h - a.hq;
         const long long token = slot & ((1 << a.page_shift) - 1);
         to = (u32*)((is_v ? a.vp : a.kp) + (slot >> a.page_shift) * a.page_stride + head * a.head_stride +
                     token * a.tok_stride);
     }
-    const float2* turn = a.cossin + (long long)a.pos[m] * (D / 2);
     UNROLL
     for (int k = 0; k < WORDS_A_LANE; k++) {
         const int w = lane + 32 * k;
         if (w >= words) continue;
-        float2 c0 = make_float2(1.f, 0.f), c1 = c0;
-        if (!is_v) c0 = turn[2 * w], c1 = turn[2 * w + 1];
+        const float2 c0 = cs[k][0], c1 = cs[k][1];
         to[w] = pack_bf16(lo[k][0] * c0.x - hi[k][0] * c0.y, lo[k][1] * c1.x - hi[k][1] * c1.y);
         to[w + words] = pack_bf16(hi[k][0] * c0.x + lo[k][0] * c0.y, hi[k][1] * c1.x + lo[k][1] * c1.y);
     }
@@ -180,7 +193,8 @@ template <int D_> DEV void rope_head(const RopeArgs& a) {
 // Rows of qkv are [hq | hkv (K) | hkv (V)] heads of D. Adds the bias (or none, if null), norms q and k by head with the
 // weights qw and kw[D] (or not, if null), rotates them (dim d with d + D/2, by cossin[pos][d]), and writes q to
 // qout[M][hq][D], k and v to the token's place: kvslot = page << page_shift | offset, negative where none is written.
-// kp and vp are this layer's; strides in elements. D a multiple of 8 up to 256; positions are not negative.
+// kp and vp are this layer's; strides in elements. D a multiple of 8 up to 256; positions are not negative. With
+// programmatic launch, the kernel directly in front may write qkv; pos and kvslot must be older than that.
 // grid: ceil(M * (hq + 2 hkv) / 8). block: 256.
 KERNEL(256, 4) rope_kv_write(const u16* qkv, const u16* bias, const int* pos, const long long* kvslot,
                              const float2* cossin, const u16* qw, const u16* kw, u16* qout, u16* kp, u16* vp,
@@ -188,8 +202,6 @@ KERNEL(256, 4) rope_kv_write(const u16* qkv, const u16* bias, const int* pos, co
                              int hq, int hkv, int D, int M, float eps) {
     RopeArgs a = {qkv,         bias,        pos,        kvslot,     cossin, qw,  kw, qout, kp, vp,
                   page_stride, head_stride, tok_stride, page_shift, hq,     hkv, D,  M,    eps};
-    pdl_wait();
-    pdl_launch();
     if (D == 128) {
         rope_head<128>(a);
     } else if (D == 64) {

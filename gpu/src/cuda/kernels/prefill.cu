@@ -3,7 +3,7 @@
 // shared memory, P V with P in registers), the softmax of a block overlapped with the P V product of the one before.
 //
 // A tile is 128 packed rows (query token x query heads of one KV head, heads fastest) of one sequence. CTAs take
-// (tile, KV head) pairs by stride, so the grid may be all pairs or as many CTAs as the device holds; in the second
+// (tile, KV head) pairs in turns, so the grid may be all pairs or as many CTAs as the device holds; in the second
 // case the producer runs ahead into the next pair while the consumers finish this one.
 //
 // Keys are walked in blocks of 128 anchored at position 0, and a block that is masked in full adds exactly nothing: a
@@ -58,6 +58,12 @@ DEV Tile tile_at(const PrefillArgs& a, int index, int hkv) {
     return t;
 }
 
+// What this CTA does in its nth turn. Pairs come heaviest first; every other turn goes through the CTAs backwards, or the
+// first would do a whole heaviest tile more than the last.
+DEV int pair_of(int round) {
+    return round * gridDim.x + (round & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+}
+
 // Where chunk c (16 bytes) of row r of a warpgroup's Q lies: swizzled as TMA would have.
 DEV u32 q_offset(int r, int c) { return (u32)((c >> 3) * HALF_Q + r * 128 + (((c & 7) ^ (r & 7)) << 4)); }
 
@@ -67,7 +73,7 @@ DEV void produce(const TensorMap* mk, const TensorMap* mv, const PrefillArgs& a,
     const int half = lane & 1, nth = lane >> 1;
     const u32 to = half * HALF_KV + nth * page * 128;
     u32 n = 0;
-    for (int index = blockIdx.x; index < a.nwork * hkv; index += gridDim.x) {
+    for (int round = 0, index; (index = pair_of(round)) < a.nwork * hkv; round++) {
         const Tile t = tile_at(a, index, hkv);
         const int* pages = a.table + (long long)t.table_row * a.max_pages;
         for (int b = 0; b < t.blocks; b++, n++) {
@@ -168,7 +174,7 @@ DEV void consume(const PrefillArgs& a, unsigned char* smem, u32 base, int group)
     };
 
     u32 n = 0;  // blocks before this tile
-    for (int index = blockIdx.x; index < a.nwork * hkv; index += gridDim.x) {
+    for (int round = 0, index; (index = pair_of(round)) < a.nwork * hkv; round++) {
         const Tile t = tile_at(a, index, hkv);
         const int row0 = t.row0 + group * 64, heads = t.kv_head * a.g, last_token = t.rows / a.g - 1;
         UNROLL

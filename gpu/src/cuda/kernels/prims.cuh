@@ -3,8 +3,9 @@
 //
 // Rules of all kernels here:
 // 1. bf16 in memory (as u16), f32 in arithmetic, sums in an order that depends on the row alone.
-// 2. Every thread calls `pdl_wait` before it touches what an earlier kernel wrote or still reads. A thread that leaves
-//    without it would let its grid, and so the next one's wait, end before the kernels in front of it have ended.
+// 2. Every thread calls `pdl_wait` before it touches what the kernel in front wrote or still reads, and `pdl_launch` only
+//    after it. So a grid starts when the kernel in front of the one in front has ended, and what is that old may be read
+//    at once. A thread that leaves without waiting would break this for those behind.
 // 3. A whole row is right or refused: sizes that a kernel cannot serve trap.
 #ifndef PRIMS_CUH
 #define PRIMS_CUH
@@ -18,6 +19,7 @@ typedef unsigned long long u64;
 #define KERNEL(threads, ctas_per_sm) extern "C" __global__ void __launch_bounds__(threads, ctas_per_sm)
 #define DYN_SMEM(name) extern __shared__ __align__(1024) unsigned char name[]
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 
 DEV u32 smem_u32(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 // Rounded one by one, in every place alike: the compiler fuses and parts none of these.
