@@ -54,10 +54,23 @@ fn main() {
         }
         return;
     }
-    for (prompt, chunk) in [(8192, 8192), (8192, 4096), (8192, 2048), (8192, 1024), (2048, 2048), (1024, 1024), (128, 128)] {
-        println!("first token, prompt {prompt:5}, chunks of {chunk:5}: {:8.2} ms", first_token(&mut engine, prompt, chunk, false));
+    for (prompt, chunk) in
+        [(8192, 8192), (8192, 4096), (8192, 2048), (8192, 1024), (2048, 2048), (1024, 1024), (128, 128)]
+    {
+        println!(
+            "first token, prompt {prompt:5}, chunks of {chunk:5}: {:8.2} ms",
+            first_token(&mut engine, prompt, chunk, false)
+        );
     }
-    for (batch, prompt, answer) in [(1, 128, 256), (1, 1024, 256), (8, 1024, 128), (32, 1024, 256), (64, 1024, 128), (128, 1024, 256), (256, 1024, 256)] {
+    for (batch, prompt, answer) in [
+        (1, 128, 256),
+        (1, 1024, 256),
+        (8, 1024, 128),
+        (32, 1024, 256),
+        (64, 1024, 128),
+        (128, 1024, 256),
+        (256, 1024, 256),
+    ] {
         let (step, host) = decode(&mut engine, batch, prompt, answer, false);
         println!(
             "decode step, batch {batch:3}, context {prompt:5} to {:5}: {step:7.3} ms, host {host:6.0} us",

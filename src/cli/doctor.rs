@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use pd_gpu::cuda::{CudaError, GpuReport, Report};
 use pd_gpu::cpu::Isa;
+use pd_gpu::cuda::{CudaError, GpuReport, Report};
 
 use crate::serve::plan::bytes;
 
@@ -76,7 +76,9 @@ fn pinned_limit() -> String {
     match line.and_then(|line| line.split_whitespace().next()) {
         Some("unlimited") => "any amount may be pinned".to_owned(),
         Some(limit) => match limit.parse() {
-            Ok(limit) => format!("{} may be locked (ulimit -l); the NVIDIA driver does not count L2 towards it", bytes(limit)),
+            Ok(limit) => {
+                format!("{} may be locked (ulimit -l); the NVIDIA driver does not count L2 towards it", bytes(limit))
+            }
             Err(_) => format!("limit {limit}"),
         },
         None => "the system does not say how much may be pinned".to_owned(),

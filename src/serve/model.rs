@@ -116,7 +116,9 @@ fn load(
     };
     let on_gpu = |ordinal: u32| {
         if kv == Element::F32 || in_memory == Some(Element::F32) {
-            return Err("a GPU computes in bfloat16: leave out --dtype and --kv-cache-dtype, or take --device cpu".into());
+            return Err(
+                "a GPU computes in bfloat16: leave out --dtype and --kv-cache-dtype, or take --device cpu".into()
+            );
         }
         let model = watched(weights, || CudaModel::load(ordinal, weights)).map_err(|error| error.to_string())?;
         let sequences_max = options.max_running_requests.unwrap_or(CUDA_RUNNING_MAX);

@@ -30,7 +30,9 @@ pub struct Arena {
 }
 
 enum Memory {
-    Own { map: MmapMut },
+    Own {
+        map: MmapMut,
+    },
     Shared(Shared),
     /// Not addressable: `base` is null and never used. Words that peers of this host use are shared.
     Device(Arc<dyn Device>, Option<Shared>),

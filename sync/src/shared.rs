@@ -110,12 +110,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn create(
-        page_bytes: usize,
-        pages: u32,
-        epoch: u32,
-        device: Option<Vec<u8>>,
-    ) -> std::io::Result<Self> {
+    pub(crate) fn create(page_bytes: usize, pages: u32, epoch: u32, device: Option<Vec<u8>>) -> std::io::Result<Self> {
         let layout = layout(page_bytes as u64, pages, device.is_some());
         let bytes = layout.ok_or(std::io::ErrorKind::OutOfMemory)?.end;
         // SAFETY: the name is a string that ends with 0; the result is checked.
@@ -201,8 +196,8 @@ impl Remote {
         let path = || identity.path.clone();
         let io = |error| OpenError::Io { path: path(), error };
         let differs = |what| OpenError::Differs { path: path(), what };
-        let layout =
-            layout(identity.page_bytes, identity.pages, identity.device.is_some()).ok_or_else(|| differs("its size"))?;
+        let layout = layout(identity.page_bytes, identity.pages, identity.device.is_some())
+            .ok_or_else(|| differs("its size"))?;
         let file = OpenOptions::new().read(true).write(true).open(&identity.path).map_err(io)?;
         if file.metadata().map_err(io)?.len() != layout.end as u64 {
             return Err(differs("its size"));
@@ -288,7 +283,8 @@ fn header(identity: &Identity) -> [u8; HEADER_BYTES] {
 }
 
 fn parts(map: &mut MmapMut, identity: &Identity) -> (Words, *mut u8) {
-    let pages = layout(identity.page_bytes, identity.pages, identity.device.is_some()).expect("checked when it was mapped");
+    let pages =
+        layout(identity.page_bytes, identity.pages, identity.device.is_some()).expect("checked when it was mapped");
     assert!(pages.end <= map.len(), "pages within the mapping");
     let start = map.as_mut_ptr();
     // SAFETY: both offsets lie within the mapping. It begins at a multiple of the system's page, so the words are aligned;

@@ -10,8 +10,8 @@ use half::bf16;
 
 use pd_sync::{Arena, PageMut, PageRef};
 
-use crate::engine::EngineError;
 use super::kernel::Vectors;
+use crate::engine::EngineError;
 use crate::geometry::{Element, Geometry};
 use pd_core::id::RequestId;
 

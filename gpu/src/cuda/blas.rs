@@ -185,7 +185,8 @@ impl Problem {
     pub(crate) fn new(form: Form, rows: usize) -> Result<Self> {
         use sys::cublasLtMatmulDescAttributes_t as D;
         let null = std::ptr::null_mut();
-        let mut problem = Self { form, rows, description: null, weights: null.cast(), inputs: null.cast(), outputs: null.cast() };
+        let mut problem =
+            Self { form, rows, description: null, weights: null.cast(), inputs: null.cast(), outputs: null.cast() };
         let about = || format!("{} x {}, {rows} rows", form.n, form.k);
         let (sums, scale) = (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType_t::CUDA_R_32F);
         lt!(cublasLtMatmulDescCreate(&mut problem.description, sums, scale); about())?;

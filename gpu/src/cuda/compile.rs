@@ -54,10 +54,8 @@ pub(crate) fn load(context: &Arc<Context>, sources: &[Source]) -> Result<Vec<Mod
     let version = version()?;
     let folder = cache_folder().map(|folder| folder.join("kernels"));
     let images: Vec<Result<Vec<u8>>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = sources
-            .iter()
-            .map(|source| scope.spawn(|| image(source, &arch, version, folder.as_deref())))
-            .collect();
+        let threads: Vec<_> =
+            sources.iter().map(|source| scope.spawn(|| image(source, &arch, version, folder.as_deref()))).collect();
         threads.into_iter().map(|thread| thread.join().expect("compiling does not panic")).collect()
     });
     images.into_iter().map(|image| Module::load(context, &image?)).collect()
@@ -123,8 +121,7 @@ fn compile(source: &Source, arch: &str) -> Result<Vec<u8>> {
     let text = CString::new(source.text).map_err(|error| failed(error.to_string()))?;
     let name = CString::new(format!("{}.cu", source.name)).map_err(|error| failed(error.to_string()))?;
     let options = OPTIONS.iter().map(|option| (*option).to_owned()).chain([format!("--gpu-architecture={arch}")]);
-    let options: Vec<CString> =
-        options.map(|option| CString::new(option).expect("an option without zeros")).collect();
+    let options: Vec<CString> = options.map(|option| CString::new(option).expect("an option without zeros")).collect();
     let pointers: Vec<_> = options.iter().map(|option| option.as_ptr()).collect();
     let headers = HEADERS.map(|(_, text)| CString::new(text).expect("a header without zeros"));
     let texts: Vec<_> = headers.iter().map(|text| text.as_ptr()).collect();

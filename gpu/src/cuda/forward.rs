@@ -97,7 +97,8 @@ impl CudaEngine {
             parts.push(Part {
                 slot: *slot,
                 start: run.start,
-                known: &sequence.tokens[(run.start as usize).min(sequence.tokens.len())..end.min(sequence.tokens.len())],
+                known: &sequence.tokens
+                    [(run.start as usize).min(sequence.tokens.len())..end.min(sequence.tokens.len())],
                 count: run.count,
                 prompt: sequence.prompt() as u32,
                 table: &sequence.table,
@@ -112,12 +113,7 @@ impl CudaEngine {
             let live = requests.get_mut(run.request)?;
             live.pending += 1;
             let by_host = live.is_chosen_by_host();
-            awaited.push(Wanted {
-                request: run.request,
-                life: live.life,
-                position: run.start + run.count,
-                by_host,
-            });
+            awaited.push(Wanted { request: run.request, life: live.life, position: run.start + run.count, by_host });
         }
         drop(requests);
         match self.start(&pool, &awaited) {
@@ -243,7 +239,8 @@ impl CudaEngine {
         for rows in paddings(self.limits.picks) {
             let mut place = self.shared.take_place();
             let lists = place.pack(self.buffers.lists.address(), &Step::default(), &[], rows, rows);
-            let pass = Pass { rows, picks: rows, prompt_rows: 0, real_rows: rows, tiles: 0, last_tiles: 0, all_picked: true };
+            let pass =
+                Pass { rows, picks: rows, prompt_rows: 0, real_rows: rows, tiles: 0, last_tiles: 0, all_picked: true };
             // Once outside of a graph: what is loaded at its first use must not be loaded within one.
             self.stream.upload(self.buffers.lists.address(), place.lists(), lists.bytes)?;
             if rows == 1 {
@@ -278,9 +275,8 @@ impl CudaEngine {
             let (queries, rotation) = (buffers.queries.address(), weights.rotation.address());
             let of = pool.layer(index);
             let (positions, kv_slots, heads) = (lists.positions, lists.kv_slots, self.heads);
-            kernels.rotate(
-                stream, rows, qkv, bias, positions, kv_slots, rotation, head_norms, queries, of, heads, eps,
-            )?;
+            kernels
+                .rotate(stream, rows, qkv, bias, positions, kv_slots, rotation, head_norms, queries, of, heads, eps)?;
             if index < last || pass.all_picked {
                 self.attend(pool, pass, lists, index, layer.window)?;
                 self.feed(layer, &buffers.attended, residual, rows)?;

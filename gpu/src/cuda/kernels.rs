@@ -107,9 +107,10 @@ impl Kernels {
         let (ordered, prefill) = match hopper {
             [seqk, prefill] => {
                 let names = ["seqk_wgmma_8", "seqk_wgmma_16", "seqk_wgmma_32", "seqk_wgmma_64"];
-                let ordered = ORDERED_ROWS.into_iter().zip(names).map(|(rows, name)| {
-                    Ok((rows, seqk.function(name, SHARED_MAX)?))
-                });
+                let ordered = ORDERED_ROWS
+                    .into_iter()
+                    .zip(names)
+                    .map(|(rows, name)| Ok((rows, seqk.function(name, SHARED_MAX)?)));
                 (ordered.collect::<Result<_>>()?, Some(prefill.function("prefill_wgmma", PREFILL_SHARED)?))
             }
             _ => (Vec::new(), None),
@@ -266,7 +267,8 @@ impl Kernels {
         heads: Heads,
         window: u32,
     ) -> Result<()> {
-        let shape = Shape { grid: ((rows as u32 * heads.queries).div_ceil(4), 1), threads: 128, shared: 16 * heads.dim };
+        let shape =
+            Shape { grid: ((rows as u32 * heads.queries).div_ceil(4), 1), threads: 128, shared: 16 * heads.dim };
         let arguments = Arguments::default().long(of.queries).long(pool.keys).long(pool.values).long(of.table);
         let arguments = arguments.long(of.lengths).long(of.out).strides(pool).int(pool.pages_max).int(pool.page_shift);
         let arguments = arguments.int(heads.queries).int(heads.kv).int(heads.dim).int(rows as u32).int(window);
@@ -355,7 +357,15 @@ impl Kernels {
     }
 
     /// Copies some rows of elements, one behind the other.
-    pub(super) fn gather(&self, stream: &Stream, picked: usize, from: u64, picks: u64, to: u64, width: usize) -> Result<()> {
+    pub(super) fn gather(
+        &self,
+        stream: &Stream,
+        picked: usize,
+        from: u64,
+        picks: u64,
+        to: u64,
+        width: usize,
+    ) -> Result<()> {
         let shape = Shape { grid: (picked as u32, 1), threads: 256, shared: 0 };
         let arguments = Arguments::default().long(from).long(picks).long(to).int(width as u32);
         // SAFETY: picks name rows of the buffer; see the module.

@@ -141,8 +141,13 @@ fn folders() -> Vec<PathBuf> {
             }
         }
     }
-    let system =
-        ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/nvidia/lib64", "/usr/lib/wsl/lib", "/run/opengl-driver/lib"];
+    let system = [
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib64",
+        "/usr/local/nvidia/lib64",
+        "/usr/lib/wsl/lib",
+        "/run/opengl-driver/lib",
+    ];
     list.extend(system.map(PathBuf::from));
     let mut seen = BTreeSet::new();
     list.retain(|folder| folder.is_dir() && seen.insert(folder.clone()));

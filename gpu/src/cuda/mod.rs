@@ -48,8 +48,8 @@ use crate::sample::Sampling;
 use crate::sequence::Sequence;
 use crate::weights::{LoadError, Weights};
 use buffers::{Buffers, Limits};
-pub use driver::{Context, devices};
 use driver::Stream;
+pub use driver::{Context, devices};
 pub use error::CudaError;
 use finish::Ring;
 pub use finish::{Finisher, Flight};
@@ -165,7 +165,9 @@ impl CudaEngine {
         let config = &model.model.config;
         let page_size = options.page_size;
         if !page_size.is_power_of_two() || page_size > 256 {
-            return Err(CudaError::Unsupported(format!("pages of {page_size} tokens; the kernels take 1, 2, 4, to 256")));
+            return Err(CudaError::Unsupported(format!(
+                "pages of {page_size} tokens; the kernels take 1, 2, 4, to 256"
+            )));
         }
         let context = options.context.map_or(config.context, |tokens| config.context.min(tokens as usize));
         let geometry = Geometry {
@@ -328,7 +330,10 @@ impl fmt::Debug for CudaEngine {
 
 impl fmt::Debug for CudaModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CudaModel").field("gpu", &self.context).field("bytes", &self.model.bytes).finish_non_exhaustive()
+        f.debug_struct("CudaModel")
+            .field("gpu", &self.context)
+            .field("bytes", &self.model.bytes)
+            .finish_non_exhaustive()
     }
 }
 

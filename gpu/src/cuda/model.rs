@@ -69,7 +69,8 @@ impl Model {
         wanted.sort_by(|a, b| a.name.cmp(&b.name));
         let staging = Staging::new(context).map_err(failed)?;
         let mut loader = Loader { context, stream, kernels, weights, wanted, staging };
-        let layers = (0..config.layers).map(|index| loader.layer(&config, index)).collect::<std::result::Result<_, _>>()?;
+        let layers =
+            (0..config.layers).map(|index| loader.layer(&config, index)).collect::<std::result::Result<_, _>>()?;
         let (hidden, vocab) = (config.hidden, config.vocab);
         let form = Form { n: vocab, k: hidden, adds: false };
         let embedding = loader.matrix(&[EMBEDDING.to_owned()], form)?;
@@ -88,7 +89,9 @@ impl Model {
 /// Refuses what the kernels do not do.
 fn supported(config: &Config) -> std::result::Result<(), String> {
     if config.mlp_bias || config.out_bias {
-        return Err("biases on the output of attention or on the MLP are not supported on a GPU; use --device cpu".into());
+        return Err(
+            "biases on the output of attention or on the MLP are not supported on a GPU; use --device cpu".into()
+        );
     }
     let sizes = [("hidden_size", config.hidden), ("intermediate_size", config.ffn), ("vocab_size", config.vocab)];
     if let Some((name, size)) = sizes.into_iter().find(|(_, size)| !size.is_multiple_of(8)) {
@@ -145,8 +148,10 @@ impl Loader<'_> {
             },
             out: self.matrix(&names(&["self_attn.o"], "weight"), Form { n: hidden, k: queries, adds: true })?,
             ffn_norm: self.vector(&name("post_attention_layernorm.weight"))?,
-            gate_up: self
-                .matrix(&names(&["mlp.gate", "mlp.up"], "weight"), Form { n: 2 * config.ffn, k: hidden, adds: false })?,
+            gate_up: self.matrix(
+                &names(&["mlp.gate", "mlp.up"], "weight"),
+                Form { n: 2 * config.ffn, k: hidden, adds: false },
+            )?,
             down: self.matrix(&names(&["mlp.down"], "weight"), Form { n: hidden, k: config.ffn, adds: true })?,
             window: config.windows[index].map_or(0, |window| window as u32),
         })

@@ -160,11 +160,7 @@ unsafe impl Send for Graph {}
 
 impl Graph {
     /// Records what `work` starts in the stream, without starting it.
-    pub(crate) fn record(
-        context: &Arc<Context>,
-        stream: &Stream,
-        work: impl FnOnce() -> Result<()>,
-    ) -> Result<Self> {
+    pub(crate) fn record(context: &Arc<Context>, stream: &Stream, work: impl FnOnce() -> Result<()>) -> Result<Self> {
         context.bind()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         cu!(cuStreamBeginCapture_v2(stream.raw, mode))?;

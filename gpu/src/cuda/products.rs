@@ -31,7 +31,10 @@ pub(super) struct Products {
 enum Way {
     Blas(Problem, Algorithm),
     /// Our kernel for up to `width` rows, with tiles of a height.
-    Ordered { width: usize, height: usize },
+    Ordered {
+        width: usize,
+        height: usize,
+    },
 }
 
 /// Rows of inputs, with a tiling of their first rows for each width of our kernel.
@@ -175,7 +178,8 @@ impl Products {
             let rows = ORDERED_WIDTH.min(trial.compared - from);
             let rows_map = Inputs::map(inputs + (from * k * 2) as u64, k, ORDERED_WIDTH)?;
             let out = reference + (from * n * 2) as u64;
-            let product = Ordered { width: ORDERED_WIDTH, height: ORDERED_HEIGHTS[ORDERED_HEIGHTS.len() - 1], rows, n, k };
+            let product =
+                Ordered { width: ORDERED_WIDTH, height: ORDERED_HEIGHTS[ORDERED_HEIGHTS.len() - 1], rows, n, k };
             bench.kernels.ordered(bench.stream, product, map, &rows_map, out, adds)?;
         }
         Ok(())
@@ -199,13 +203,7 @@ impl Products {
     }
 
     /// The fastest way for a number of rows that gives the reference's bits.
-    fn best(
-        &self,
-        bench: &Bench<'_>,
-        trial: &Trial<'_>,
-        rows: usize,
-        ordered: Option<(f32, usize)>,
-    ) -> Result<Way> {
+    fn best(&self, bench: &Bench<'_>, trial: &Trial<'_>, rows: usize, ordered: Option<(f32, usize)>) -> Result<Way> {
         let Form { n, k, .. } = trial.form;
         let width = ORDERED_ROWS.into_iter().find(|width| rows <= *width);
         let mut best = ordered.zip(width).map(|((ms, height), width)| (ms, Way::Ordered { width, height }));
@@ -299,7 +297,14 @@ impl Products {
                 let (width, height) = (*width, *height);
                 let at = ORDERED_HEIGHTS.into_iter().position(|of| of == height).expect("one of the heights");
                 let (_, rows_map) = inputs.maps.iter().find(|(of, _)| *of == width).expect("a tiling of each width");
-                kernels.ordered(stream, Ordered { width, height, rows, n, k }, &matrix.maps[at], rows_map, outputs, adds)
+                kernels.ordered(
+                    stream,
+                    Ordered { width, height, rows, n, k },
+                    &matrix.maps[at],
+                    rows_map,
+                    outputs,
+                    adds,
+                )
             }
         }
     }
@@ -316,7 +321,13 @@ struct Bench<'a> {
 impl Bench<'_> {
     fn is_equal(&self, left: &Buffer, right: &Buffer, elements: usize) -> Result<bool> {
         self.stream.fill(self.differences.address(), 0, 4)?;
-        self.kernels.count_differences(self.stream, left.address(), right.address(), elements, self.differences.address())?;
+        self.kernels.count_differences(
+            self.stream,
+            left.address(),
+            right.address(),
+            elements,
+            self.differences.address(),
+        )?;
         self.stream.wait()?;
         let mut count = [0_u8; 4];
         self.differences.read(0, &mut count)?;

@@ -361,7 +361,9 @@ mod tests {
 
     #[test]
     fn contexts_are_shared_out_evenly() {
-        for (rows, length) in [(1, 1), (1, 1100), (1, 100_000), (18, 4300), (32, 1100), (33, 257), (256, 1100), (256, 4096)] {
+        for (rows, length) in
+            [(1, 1), (1, 1100), (1, 100_000), (18, 4300), (32, 1100), (33, 257), (256, 1100), (256, 4096)]
+        {
             let (step, most) = decodes(rows, length, SHAPE);
             let all = u64::from(rows * length.div_ceil(BLOCK_TOKENS) * SHAPE.units);
             let fair = all.div_ceil(u64::from(SHAPE.blocks));
@@ -373,7 +375,11 @@ mod tests {
     #[test]
     fn without_room_for_leaves_rows_stay_whole() {
         let (step, _) = decodes(3, 10_000, Shape { leaves_max: 50, ..SHAPE });
-        assert_eq!(step.pieces.iter().filter(|piece| piece[2] == 1).count(), 23, "one row and unit of 40 blocks is cut");
+        assert_eq!(
+            step.pieces.iter().filter(|piece| piece[2] == 1).count(),
+            23,
+            "one row and unit of 40 blocks is cut"
+        );
     }
 
     #[test]

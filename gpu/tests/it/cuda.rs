@@ -151,7 +151,14 @@ fn the_tiny_model_answers_on_the_gpu_as_transformers_says() {
 }
 
 /// One request, its prompt cut into chunks, with the pages that it leaves.
-fn chunked(gpu: &mut Gpu, request: u64, prompt: &[Token], chunk: u32, sampling: Sampling, count: u32) -> (Vec<u32>, Table) {
+fn chunked(
+    gpu: &mut Gpu,
+    request: u64,
+    prompt: &[Token],
+    chunk: u32,
+    sampling: Sampling,
+    count: u32,
+) -> (Vec<u32>, Table) {
     gpu.admit(RequestId(request), prompt, sampling);
     let mut table = Table::default();
     let length = prompt.len() as u32;
@@ -220,7 +227,13 @@ fn company_and_chunks_change_no_token_and_no_bit_of_kv() {
             let mut shares: Vec<Share<'_>> = tables
                 .iter_mut()
                 .enumerate()
-                .map(|(at, table)| Share { request: 100 + at as u64, start: lengths[at] + step, count: 1, sample: true, table })
+                .map(|(at, table)| Share {
+                    request: 100 + at as u64,
+                    start: lengths[at] + step,
+                    count: 1,
+                    sample: true,
+                    table,
+                })
                 .collect();
             for sample in gpu.forward(&mut shares) {
                 found[(sample.request.0 - 100) as usize].push(sample.token.0);
@@ -278,8 +291,7 @@ fn one_batch_ahead_gives_the_same_tokens() {
         4 => Sampling { repetition_penalty: 1.3, ..Sampling::greedy() },
         _ => Sampling { temperature: 0.7, seed: at as u64, ..Sampling::default() },
     };
-    let want: Vec<Vec<u32>> =
-        (0..5).map(|at| ids(&gpu.answer(at as u64, &prompts[at], sampling(at), 20))).collect();
+    let want: Vec<Vec<u32>> = (0..5).map(|at| ids(&gpu.answer(at as u64, &prompts[at], sampling(at), 20))).collect();
     let finisher = gpu.engine.finisher();
     let (flights, landing) = std::sync::mpsc::sync_channel(1);
     let results = std::thread::spawn(move || {
@@ -305,7 +317,10 @@ fn one_batch_ahead_gives_the_same_tokens() {
                 table.pages.push(GpuPage(gpu.next_page));
                 gpu.next_page += 1;
             }
-            batch.push(Run::new(RequestId(10 + at as u64), start, count, true, table.told as u32), &table.pages[table.told..]);
+            batch.push(
+                Run::new(RequestId(10 + at as u64), start, count, true, table.told as u32),
+                &table.pages[table.told..],
+            );
             table.told = table.pages.len();
         }
         let flight = gpu.engine.submit(Box::new(batch)).expect("a sound batch");

@@ -102,7 +102,8 @@ fn put_all(context: &Context, remote: &Remote, reach: &dyn Reach) {
         }
         for (job, _source, sink) in held {
             let is_leased = sink.finish();
-            let result = if copied.is_err() { Err(Fault::Device) } else { is_leased.then_some(()).ok_or(Fault::Fenced) };
+            let result =
+                if copied.is_err() { Err(Fault::Device) } else { is_leased.then_some(()).ok_or(Fault::Fenced) };
             settle(context, &job, result);
         }
     }
