@@ -86,7 +86,7 @@ fn what_a_worker_was_asked_for_runs_in_the_simulator() {
     assert!(real[2].2 > 160, "the answer is cached, too: {real:?}");
 
     // Simulated by a pair: the prompt goes to a worker that has not generated the answer before it.
-    let outcome = simulate(&[journal.clone()]);
+    let outcome = simulate(std::slice::from_ref(&journal));
     let there = simulated(&outcome);
     assert_eq!(there.len(), real.len());
     for (real, there) in real.iter().zip(&there) {
