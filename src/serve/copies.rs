@@ -75,3 +75,72 @@ fn copy(device: &Arena, host: &Arena, command: &Command) -> Outcome {
         (0..).zip(copied).filter_map(|(at, copied)| copied.err().map(|_| (at, Fault::Fenced))).collect();
     if failed.is_empty() { Outcome::Moved } else { Outcome::Partly(failed) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::Receiver;
+    use std::time::Duration;
+
+    use pd_core::id::PageKey;
+    use pd_core::testkit::lanes::{COPIES, PAGES, Place, Rig, content, content_of};
+
+    use super::*;
+
+    struct Real {
+        copies: Copies,
+        device: Arc<Arena>,
+        host: Arc<Arena>,
+        told: Receiver<Told>,
+    }
+
+    impl Real {
+        fn new() -> Self {
+            let arena = || Arc::new(Arena::new(BYTES, PAGES).expect("memory"));
+            let (device, host) = (arena(), arena());
+            let (inbox, told) = channel();
+            let (copies, _) = Copies::start(&device, &host, &inbox).expect("threads");
+            Self { copies, device, host, told }
+        }
+
+        fn page(&self, place: Place) -> (&Arena, u32) {
+            match place {
+                Place::Device(page) => (&self.device, page),
+                Place::Host(page) => (&self.host, page),
+                Place::Peer(_) => unreachable!("copies stay in the machine"),
+            }
+        }
+    }
+
+    impl Rig for Real {
+        fn start(&mut self, _: u32, op: OpId, command: Command) {
+            self.copies.start_copy(op, command);
+        }
+
+        fn answers(&mut self, count: usize) -> Vec<(OpId, Outcome)> {
+            let answer = |_| match self.told.recv_timeout(Duration::from_secs(60)) {
+                Ok(Told::Done { op, outcome, .. }) => (op, outcome),
+                Ok(_) | Err(_) => panic!("an answer"),
+            };
+            let answers = (0..count).map(answer).collect();
+            assert!(self.told.try_recv().is_err(), "an answer to nothing");
+            answers
+        }
+
+        fn fill(&mut self, place: Place, page: PageKey) {
+            let (arena, at) = self.page(place);
+            arena.write(at).expect("free").copy_from_slice(&content(page, BYTES));
+        }
+
+        fn held(&mut self, place: Place) -> Option<PageKey> {
+            let (arena, at) = self.page(place);
+            content_of(&arena.read(at).expect("free"))
+        }
+    }
+
+    #[test]
+    fn the_copy_lanes_keep_the_rules() {
+        COPIES.iter().for_each(|rule| rule(&mut Real::new()));
+    }
+
+    const BYTES: usize = 4096;
+}
