@@ -1,5 +1,7 @@
 //! What tests of components need to lend: a context that is not part of a worker.
 
+pub mod lanes;
+
 use alloc::vec::Vec;
 
 use crate::cost::Cost;

@@ -120,3 +120,72 @@ impl Lane {
         failed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use pd_core::id::PageKey;
+    use pd_core::testkit::lanes::{COPIES, PAGES, Place, Rig, content, content_of};
+    use pd_sync::{Inbox, Received};
+
+    use super::*;
+
+    struct Real {
+        copies: Copies,
+        device: Arc<Arena>,
+        host: Arc<Arena>,
+        told: Mailbox,
+    }
+
+    impl Real {
+        fn new() -> Self {
+            let arena = || Arc::new(Arena::new(BYTES, PAGES).expect("memory"));
+            let (device, host) = (arena(), arena());
+            let told: Mailbox = Arc::new(Inbox::new(64));
+            let copies = Copies::start(&device, &host, None, &told).expect("threads");
+            Self { copies, device, host, told }
+        }
+
+        fn page(&self, place: Place) -> (&Arena, u32) {
+            match place {
+                Place::Device(page) => (&self.device, page),
+                Place::Host(page) => (&self.host, page),
+                Place::Peer(_) => unreachable!("copies stay in the machine"),
+            }
+        }
+    }
+
+    impl Rig for Real {
+        fn start(&mut self, _: u32, op: OpId, command: Command) {
+            self.copies.start_copy(op, command);
+        }
+
+        fn answers(&mut self, count: usize) -> Vec<(OpId, Outcome)> {
+            let answer = |_| match self.told.recv_timeout(Duration::from_secs(60)) {
+                Ok(Told::Done { op, outcome, .. }) => (op, outcome),
+                Ok(_) | Err(_) => panic!("an answer"),
+            };
+            let answers = (0..count).map(answer).collect();
+            assert!(self.told.try_recv().is_err(), "an answer to nothing");
+            answers
+        }
+
+        fn fill(&mut self, place: Place, page: PageKey) {
+            let (arena, at) = self.page(place);
+            arena.write(at).expect("free").copy_from_slice(&content(page, BYTES));
+        }
+
+        fn held(&mut self, place: Place) -> Option<PageKey> {
+            let (arena, at) = self.page(place);
+            content_of(&arena.read(at).expect("free"))
+        }
+    }
+
+    #[test]
+    fn the_copy_lanes_keep_the_rules() {
+        COPIES.iter().for_each(|rule| rule(&mut Real::new()));
+    }
+
+    const BYTES: usize = 4096;
+}

@@ -247,15 +247,16 @@ fn without_training_marks(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(at) = rest.find("{%") {
-        let Some(length) = rest[at..].find("%}") else { break };
-        let inside = &rest[at + 2..at + length];
+        // Behind the opening: in `{%}` its percent sign closes nothing.
+        let Some(length) = rest[at + 2..].find("%}") else { break };
+        let inside = &rest[at + 2..at + 2 + length];
         out.push_str(&rest[..at]);
         match inside.trim_matches(['-', '+']).trim() {
             "generation" => out.push_str(&format!("{{%{}%}}", inside.replace("generation", "if true"))),
             "endgeneration" => out.push_str(&format!("{{%{}%}}", inside.replace("endgeneration", "endif"))),
-            _ => out.push_str(&rest[at..at + length + 2]),
+            _ => out.push_str(&rest[at..at + length + 4]),
         }
-        rest = &rest[at + length + 2..];
+        rest = &rest[at + length + 4..];
     }
     out.push_str(rest);
     out

@@ -42,7 +42,7 @@ pub(super) struct Lifecycle {
     /// Where the router has sent a request.
     routed: BTreeMap<RequestId, (Option<WorkerId>, WorkerId)>,
     /// What prefill workers said of where they had a prompt from.
-    sources: BTreeMap<RequestId, Vec<Box<Served>>>,
+    sources: BTreeMap<RequestId, Vec<Served>>,
     checks_tokens: bool,
     /// The present input submits a request that is live there already.
     duplicate: Option<RequestId>,
@@ -171,7 +171,7 @@ impl Lifecycle {
                     wrong(format!("served and missed are not a prompt of {}: {served:?}", leg.prompt));
                 }
                 if leg.is_prefill {
-                    self.sources.entry(request).or_default().push(served.clone());
+                    self.sources.entry(request).or_default().push(Served::clone(served));
                 }
                 return false;
             }

@@ -73,7 +73,10 @@ impl Lanes {
             return;
         }
         let outcome = match &job.command {
-            Command::Query(keys) => Outcome::Found(keys.iter().map(|key| depot.store.contains(*key)).collect()),
+            Command::Query(keys) => {
+                let is_ours = |key: &PageKey| depot.store.object(*key).is_some_and(|object| object.namespace == root);
+                Outcome::Found(keys.iter().map(is_ours).collect())
+            }
             Command::Discard(keys) => {
                 for key in keys {
                     depot.store.remove(*key);

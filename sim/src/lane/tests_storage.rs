@@ -13,8 +13,8 @@ const READ: u64 = 200;
 const WRITE: u64 = 300;
 const FSYNC: u64 = 5_000;
 
-fn bench() -> Bench {
-    let mut bench = Bench::new(1);
+pub(super) fn bench(workers: u32) -> Bench {
+    let mut bench = Bench::new(workers);
     let spec = DiskSpec {
         read_bytes_per_second: 1_000_000_000,
         write_bytes_per_second: 1_000_000_000,
@@ -42,7 +42,7 @@ fn objects(keys: &[u128]) -> Vec<Object> {
 
 #[test]
 fn a_persist_is_done_when_its_fsync_is() {
-    let mut bench = bench();
+    let mut bench = bench(1);
     let op = bench.start(0, &[], Command::Persist(objects(&[1, 2])));
     bench.all();
     assert_eq!(bench.end(0, op), (WRITE + 2_000 + FSYNC, &Outcome::Moved));
@@ -51,7 +51,7 @@ fn a_persist_is_done_when_its_fsync_is() {
 
 #[test]
 fn a_query_says_for_each_key_whether_it_is_there() {
-    let mut bench = bench();
+    let mut bench = bench(1);
     bench.start(0, &[], Command::Persist(objects(&[1])));
     bench.all();
     let before = bench.now.0;
@@ -62,7 +62,7 @@ fn a_query_says_for_each_key_whether_it_is_there() {
 
 #[test]
 fn a_prefetch_names_each_object_that_it_could_not_use() {
-    let mut bench = bench();
+    let mut bench = bench(1);
     bench.start(0, &[], Command::Persist(objects(&[1, 2, 3])));
     bench.all();
     let depot = &mut bench.fabric.depots[0];
@@ -77,7 +77,7 @@ fn a_prefetch_names_each_object_that_it_could_not_use() {
 
 #[test]
 fn a_prefetch_of_nothing_costs_a_query() {
-    let mut bench = bench();
+    let mut bench = bench(1);
     let op = bench.start(0, &[], Command::Prefetch(objects(&[1])));
     bench.all();
     assert_eq!(bench.end(0, op), (QUERY, &Outcome::Partly(vec![(0, Fault::Missing)])));
@@ -85,7 +85,7 @@ fn a_prefetch_of_nothing_costs_a_query() {
 
 #[test]
 fn a_full_store_refuses_what_does_not_fit() {
-    let mut bench = bench();
+    let mut bench = bench(1);
     bench.fabric.depots[0].store = Store::new(Some(1_500));
     let op = bench.start(0, &[], Command::Persist(objects(&[1, 2])));
     bench.all();
@@ -94,7 +94,7 @@ fn a_full_store_refuses_what_does_not_fit() {
 
 #[test]
 fn a_scan_lists_what_is_of_this_namespace_and_a_wipe_removes_only_that() {
-    let mut bench = bench();
+    let mut bench = bench(1);
     bench.start(0, &[], Command::Persist(objects(&[1, 2])));
     bench.all();
     bench.fabric.depots[0].store.put(PageKey(5), PageKey(0), PageKey(99), 1_000).expect("room");
@@ -111,7 +111,7 @@ fn a_scan_lists_what_is_of_this_namespace_and_a_wipe_removes_only_that() {
 
 #[test]
 fn a_discard_removes_its_keys() {
-    let mut bench = bench();
+    let mut bench = bench(1);
     bench.start(0, &[], Command::Persist(objects(&[1, 2])));
     bench.all();
     bench.start(0, &[], Command::Discard(vec![PageKey(1)]));

@@ -1,4 +1,4 @@
-//! The lane: each command is answered once, as the simulator's store would.
+//! The lane: the rules of all lanes ([`pd_core::testkit::lanes`]), and what only threads can get wrong.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, channel};
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use pd_core::id::{Epoch, HostPage, OpId};
 use pd_core::op::{Command, Object, Outcome};
+use pd_core::testkit::lanes::{self, Place, STORAGE};
 use pd_sync::Arena;
 
 use super::*;
@@ -23,11 +24,14 @@ struct Rig {
 
 impl Rig {
     fn new(store: Store, threads: u32) -> Self {
-        let arena = Arc::new(Arena::new(BYTES, 16).expect("memory"));
+        Self::over(store, threads, Arc::new(Arena::new(BYTES, 16).expect("memory")), ROOT)
+    }
+
+    fn over(store: Store, threads: u32, arena: Arc<Arena>, root: PageKey) -> Self {
         let (sender, answers) = channel();
         let sender = Mutex::new(sender);
         let answer = move |op, outcome| sender.lock().expect("whole").send((op, outcome)).expect("somebody listens");
-        let lane = StorageLane::start(store, Arc::clone(&arena), ROOT, threads, answer).expect("threads");
+        let lane = StorageLane::start(store, Arc::clone(&arena), root, threads, answer).expect("threads");
         Self { lane, arena, answers, seq: 0 }
     }
 
@@ -138,3 +142,54 @@ fn every_command_is_answered_once_even_if_the_lane_closes() {
     assert_eq!(answers.keys().copied().collect::<Vec<_>>(), asked);
     assert_eq!(answers[asked.last().expect("some")], Outcome::Failed(Fault::Withdrawn));
 }
+
+/// Two lanes of two namespaces over one store, and one L2 for both.
+struct Neighbours {
+    lanes: [Rig; 2],
+    _folder: TempDir,
+}
+
+impl Neighbours {
+    fn new() -> Self {
+        let folder = folder();
+        let store = open(folder.path()).0;
+        let arena = Arc::new(Arena::new(BYTES, lanes::PAGES).expect("memory"));
+        let rig = |root| Rig::over(store.clone(), 3, Arc::clone(&arena), root);
+        Self { lanes: [rig(ROOT), rig(OTHER_ROOT)], _folder: folder }
+    }
+}
+
+impl lanes::Rig for Neighbours {
+    fn start(&mut self, lane: u32, op: OpId, command: Command) {
+        self.lanes[lane as usize].lane.submit(op, command);
+    }
+
+    fn answers(&mut self, count: usize) -> Vec<(OpId, Outcome)> {
+        // Nobody asks both at once.
+        let answer = |_| {
+            let mut turns = (0..LONG_TURNS).flat_map(|_| &self.lanes);
+            turns.find_map(|rig| rig.answers.recv_timeout(Duration::from_millis(1)).ok()).expect("an answer")
+        };
+        let answers = (0..count).map(answer).collect();
+        assert!(self.lanes.iter().all(|rig| rig.answers.try_recv().is_err()), "an answer to nothing");
+        answers
+    }
+
+    fn fill(&mut self, place: Place, page: PageKey) {
+        let Place::Host(host) = place else { unreachable!("L3 is reached through L2") };
+        self.lanes[0].arena.write(host).expect("free").copy_from_slice(&lanes::content(page, BYTES));
+    }
+
+    fn held(&mut self, place: Place) -> Option<PageKey> {
+        let Place::Host(host) = place else { unreachable!("L3 is reached through L2") };
+        lanes::content_of(&self.lanes[0].arena.read(host).expect("free"))
+    }
+}
+
+#[test]
+fn the_storage_lane_keeps_the_rules() {
+    STORAGE.iter().for_each(|rule| rule(&mut Neighbours::new()));
+}
+
+/// Turns of a millisecond for each lane: a minute.
+const LONG_TURNS: u32 = 30_000;

@@ -1,8 +1,95 @@
-//! What all transports have in common.
+//! What all transports have in common: the rules of all lanes ([`pd_core::testkit::lanes`]), and what is only theirs.
 
 use std::collections::BTreeMap;
 
+use pd_core::id::PageKey;
+use pd_core::op::Command;
+use pd_core::testkit::lanes::{self, Place, Rig, WireRig};
+
 use super::*;
+
+/// A pair whose sink the rules know as their peer.
+struct Ruled {
+    kind: Kind,
+    pair: Pair,
+}
+
+impl Ruled {
+    fn new(kind: Kind) -> Self {
+        let sink = ReceiverConfig { worker: lanes::PEER, epoch: lanes::LIFE, ..sink_config() };
+        let source = WireConfig { worker: SOURCE_OF_RULES, ..source_config() };
+        let pair = Pair::apart(kind, source, sink);
+        pair.wire.up(&Self::endpoint(&pair));
+        Self { kind, pair }
+    }
+
+    fn endpoint(pair: &Pair) -> Endpoint {
+        Endpoint { id: lanes::PEER, epoch: lanes::LIFE, address: pair.receiver.address().to_string() }
+    }
+
+    fn page(&self, place: Place) -> (&Arc<Arena>, u32) {
+        match place {
+            Place::Device(page) => (&self.pair.from, page),
+            Place::Peer(page) => (&self.pair.into, page),
+            Place::Host(_) => unreachable!("a wire knows L1 only"),
+        }
+    }
+}
+
+impl Rig for Ruled {
+    fn start(&mut self, _: u32, op: OpId, command: Command) {
+        let Command::Push(push) = command else { unreachable!("a wire pushes") };
+        self.pair.wire.push(op, *push);
+    }
+
+    fn answers(&mut self, count: usize) -> Vec<(OpId, Outcome)> {
+        let answers = (0..count).map(|_| self.pair.outcome()).collect();
+        assert!(self.pair.outcomes.try_recv().is_err(), "an answer to nothing");
+        answers
+    }
+
+    fn fill(&mut self, place: Place, page: PageKey) {
+        let (arena, at) = self.page(place);
+        arena.write(at).unwrap().copy_from_slice(&lanes::content(page, PAGE));
+    }
+
+    fn held(&mut self, place: Place) -> Option<PageKey> {
+        let (arena, at) = self.page(place);
+        lanes::content_of(&arena.read(at).unwrap())
+    }
+}
+
+impl WireRig for Ruled {
+    fn lease(&mut self, generation: Generation, pages: &[u32]) {
+        let pages: Vec<_> = pages.iter().map(|page| GpuPage(*page)).collect();
+        self.pair.receiver.grant(lanes::ROOM, generation, SOURCE_OF_RULES, LIFE, &pages).unwrap();
+    }
+
+    fn end_lease(&mut self, generation: Generation) {
+        self.pair.receiver.revoke(lanes::ROOM, generation).unwrap();
+    }
+
+    fn down(&mut self) {
+        self.pair.wire.down(lanes::PEER);
+    }
+
+    fn moves(&self) -> bool {
+        self.pair.wire.moves()
+    }
+
+    fn has_leases(&self) -> bool {
+        self.kind != Kind::Fake
+    }
+}
+
+#[test]
+fn all_transports_keep_the_rules() {
+    for kind in ALL {
+        lanes::WIRE.iter().for_each(|rule| rule(&mut Ruled::new(kind)));
+    }
+}
+
+const SOURCE_OF_RULES: WorkerId = WorkerId(7);
 
 #[test]
 fn pushed_pages_land_where_they_were_leased() {
