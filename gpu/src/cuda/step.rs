@@ -225,8 +225,12 @@ impl Shape {
         let blocks = |length: u32| u64::from(length.div_ceil(BLOCK_TOKENS));
         let all = contexts.clone().map(blocks).sum::<u64>() * u64::from(self.units);
         let threads = u64::from(self.blocks);
+        // Whole rows, if that takes hardly longer: a share that is cut has to be put together again.
+        let longest = contexts.clone().map(blocks).max().unwrap_or(0);
+        let rows = contexts.clone().count() as u64 * u64::from(self.units);
+        let is_whole = rows.div_ceil(threads) * longest <= all.div_ceil(threads) + CUT_COST;
         // What is not worth a piece of its own.
-        let little = all / threads / 8;
+        let little = if is_whole { longest } else { all / threads / 8 };
         let (mut given, mut leaves) = (0, 0);
         starts.push(0);
         for (row, length) in (0_u32..).zip(contexts) {
@@ -260,6 +264,8 @@ impl Shape {
     }
 }
 
+/// What it costs to share a row, in blocks.
+const CUT_COST: u64 = 2;
 /// Tokens whose attention is summed without a break: a block of the decode kernel.
 const BLOCK_TOKENS: u32 = 256;
 /// Rows (query heads of one KV head, token by token) that a tile of the kernel for prompts takes.

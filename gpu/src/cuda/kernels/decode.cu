@@ -123,12 +123,14 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
     float* merge = (float*)(smem + MERGE_AT(D, STAGES));      // [warp][head][D]
     float2* sums = (float2*)(smem + SUMS_AT(D, STAGES));      // [warp][head]: maximum in log2 units, sum
     u32* is_last = (u32*)(sums + WARPS * HEADS);
-    pdl_wait();
-    pdl_launch();
 
+    // Lists and page tables are older than the kernel in front, so they need not wait for its end; KV and queries do.
     int index = a.starts[blockIdx.x];
     const int until = a.starts[blockIdx.x + 1], units = a.hkv * ((a.hq / a.hkv + HEADS - 1) / HEADS);
-    if (index >= until) return;
+    if (index >= until) {
+        pdl_wait();
+        return;
+    }
     Unit u = unit_at(a, index);
 
     const int page_mask = (1 << a.page_shift) - 1;
@@ -137,14 +139,16 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
     u32 qb[D / 16][2];   // Q as the B operand: n = query head (lane / 4), k = dim
 
     auto tiles_of = [&](const Unit& v) { return ((v.end - v.first + TILE - 1) / TILE - warp + WARPS - 1) / WARPS; };
+    // Lane i gets the page of this warp's tile `from` + i.
+    auto fetch_pages = [&](const Unit& v, int from) {
+        const int t = v.first + TILE * (warp + WARPS * (from + lane));
+        pages = t < v.end ? a.table[(long long)v.table_row * a.max_pages + (t >> a.page_shift)] : 0;
+    };
     // Issues the loads of this warp's i-th tile of `v` into its slot of the ring.
     auto load = [&](const Unit& v, int i) {
         if (i < tiles_of(v)) {
             const int* row = a.table + (long long)v.table_row * a.max_pages;
-            if ((i & 31) == 0) {
-                const int t = v.first + TILE * (warp + WARPS * (i + lane));
-                pages = t < v.end ? row[t >> a.page_shift] : 0;
-            }
+            if ((i & 31) == 0 && i > 0) fetch_pages(v, i);
             const int t0 = v.first + TILE * (warp + WARPS * i);
             const long long head = (long long)v.kv_head * a.head_stride + chunk * 8;
             const long long tile =
@@ -177,6 +181,9 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
             qb[k][1] = h < v.heads ? from[k * 8 + 4] : 0u;
         }
     };
+    fetch_pages(u, 0);
+    pdl_wait();
+    pdl_launch();
     begin(u);
 
     const int matrix = lane >> 3, r8 = lane & 7;
@@ -243,7 +250,10 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
                 reset(leaf);
             }
         }
-        if (more) begin(next);
+        if (more) {
+            fetch_pages(next, 0);
+            begin(next);
+        }
         if (u.pieces > 1) {
             // A block whose last tiles other warps have all of: nothing is nothing.
             for (int i = (n + LEAF_TILES - 1) / LEAF_TILES; i < (u.end - u.first + BLOCK - 1) / BLOCK; i++)
@@ -302,7 +312,8 @@ template <int D, int STAGES> DEV void decode_body(const DecodeArgs& a) {
 // {row | unit << 16, first block | blocks << 16, pieces that share the row's blocks for this unit, first leaf}, with
 // blocks of 256 tokens, unit < units = hkv * ceil(hq / hkv / 8), and leaves that matter for several pieces only: leaves
 // [..][4][D / 16 + 1][32] float4, one for each block of the row. arrived [rows][units], zero at the start and zero again
-// at the end. Rows without work are left as they are. scale_log2 = log2(e) / sqrt(D).
+// at the end. Rows without work are left as they are. With programmatic launch the kernel directly in front may write q
+// and KV; table, starts, work and lengths must be older. scale_log2 = log2(e) / sqrt(D).
 // grid: as many CTAs as there are starts, less one: those that fit the device at once (2 a multiprocessor). block: 128.
 // Dynamic shared memory: 115216 bytes for D = 128 (3 stages) and 106768 for D = 64 (6 stages).
 #define DECODE(name, D, STAGES)                                                                                   \
