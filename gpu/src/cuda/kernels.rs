@@ -82,13 +82,12 @@ impl<'a> Arguments<'a> {
     }
 }
 
-const SOURCES: [Source; 8] = [
+const SOURCES: [Source; 7] = [
     Source { name: "layer", text: include_str!("kernels/layer.cu") },
     Source { name: "decode", text: include_str!("kernels/decode.cu") },
     Source { name: "attention_any", text: include_str!("kernels/attention_any.cu") },
     Source { name: "sample", text: include_str!("kernels/sample.cu") },
     Source { name: "util", text: include_str!("kernels/util.cu") },
-    Source { name: "pages", text: include_str!("kernels/pages.cu") },
     // For Hopper only.
     Source { name: "seqk", text: include_str!("kernels/seqk.cu") },
     Source { name: "prefill", text: include_str!("kernels/prefill.cu") },
@@ -101,7 +100,7 @@ impl Kernels {
         let is_hopper = context.capability == (9, 0);
         let sources = if is_hopper { &SOURCES[..] } else { &SOURCES[..SOURCES.len() - OF_HOPPER] };
         let modules = compile::load(context, sources)?;
-        let [layer, decode, any, sample, util, _pages, hopper @ ..] = modules.as_slice() else {
+        let [layer, decode, any, sample, util, hopper @ ..] = modules.as_slice() else {
             unreachable!("a module for each source");
         };
         let (ordered, prefill) = match hopper {

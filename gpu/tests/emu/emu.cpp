@@ -362,11 +362,6 @@ int main() {
         b.first = buffer(b.second);
         read_all(b.first, b.second);
     }
-    for (u64 n = word(); n > 0; n--) {  // addresses inside of buffers
-        const u64 in = word(), at = word(), target = word(), offset = word();
-        const u64 address = (u64)buffers[target].first + offset;
-        memcpy(buffers[in].first + at, &address, 8);
-    }
     for (u64 n = word(); n > 0; n--) {
         Launch l = {};
         read_all(l.name, sizeof l.name);

@@ -15,7 +15,6 @@
 #include <cstdint>
 #include <cstring>
 
-typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -31,11 +30,12 @@ struct int2 {
 struct float2 {
     float x, y;
 };
-struct ulonglong2 {
-    u64 x, y;
+struct float4 {
+    float x, y, z, w;
 };
 static inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
 static inline float2 make_float2(float x, float y) { return {x, y}; }
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 namespace emu {
 struct Index {
@@ -109,10 +109,14 @@ inline void aligned16(const void* p) {
 #define KERNEL(threads, ctas_per_sm) static void
 #define DYN_SMEM(name) unsigned char* name = emu::shared
 #define UNROLL
-#define ROLLED
 #define __grid_constant__
 
 DEV u32 smem_u32(const void* p) { return (u32)((const unsigned char*)p - emu::shared); }
+// The compiler is told to fuse nothing.
+DEV float mul_rn(float a, float b) { return a * b; }
+DEV float add_rn(float a, float b) { return a + b; }
+DEV float sub_rn(float a, float b) { return a - b; }
+DEV float fma_rn(float a, float b, float c) { return fmaf(a, b, c); }
 DEV u32 f2u(float x) {
     u32 r;
     memcpy(&r, &x, 4);
@@ -137,12 +141,11 @@ DEV uint4 ld_once16(const void* p) {
     return *(const uint4*)p;
 }
 DEV uint4 ld_weights16(const void* p) { return ld_once16(p); }
-DEV void st_cs16(void* p, uint4 v) {
-    emu::aligned16(p);
-    *(uint4*)p = v;
-}
-DEV float ld_peer(const float* p) { return *p; }
 DEV float2 ld_peer(const float2* p) { return *p; }
+DEV float4 ld_peer(const float4* p) {
+    emu::aligned16(p);
+    return *p;
+}
 DEV void cp_async16(u32 to, const void* from, bool ok) {
     if (to & 15) emu::die("a cp.async to an address that is not aligned");
     if (ok) emu::aligned16(from);

@@ -18,18 +18,15 @@ pub(crate) struct Unit {
 }
 
 pub(crate) const LAYER: Unit =
-    Unit { file: "layer.cu", kernels: &["embed", "rmsnorm_residual", "rmsnorm_gather", "rope_kv_write", "silu_mul"] };
+    Unit { file: "layer.cu", kernels: &["embed", "rmsnorm_residual", "rope_kv_write", "silu_mul"] };
 pub(crate) const DECODE: Unit = Unit { file: "decode.cu", kernels: &["decode_d128", "decode_d64"] };
 pub(crate) const PREFILL: Unit = Unit { file: "prefill.cu", kernels: &["prefill_wgmma"] };
 pub(crate) const ANY: Unit = Unit { file: "attention_any.cu", kernels: &["attention_any"] };
-pub(crate) const SEQK: Unit = Unit {
-    file: "seqk.cu",
-    kernels: &["seqk_wgmma_8", "seqk_wgmma_16", "seqk_wgmma_32", "seqk_wgmma_64", "seqk_mma_8"],
-};
-pub(crate) const SKINNY: Unit = Unit { file: "skinny.cu", kernels: &["skinny_n1r1", "skinny_n1r2"] };
-pub(crate) const SAMPLE: Unit =
-    Unit { file: "sample.cu", kernels: &["sample_greedy_gumbel", "sample_filtered", "logprobs"] };
-pub(crate) const PAGES: Unit = Unit { file: "pages.cu", kernels: &["copy_pages", "fill_bf16"] };
+pub(crate) const SEQK: Unit =
+    Unit { file: "seqk.cu", kernels: &["seqk_wgmma_8", "seqk_wgmma_16", "seqk_wgmma_32", "seqk_wgmma_64"] };
+pub(crate) const SAMPLE: Unit = Unit { file: "sample.cu", kernels: &["sample_greedy_gumbel", "sample_filtered"] };
+pub(crate) const UTIL: Unit =
+    Unit { file: "util.cu", kernels: &["draw_bf16", "count_differences", "update_tables", "gather_rows"] };
 
 /// A kernel source compiled with the emulator.
 #[derive(Clone)]
@@ -208,14 +205,13 @@ pub(crate) struct Job {
     /// Names the order in which threads run and copies land.
     seed: u64,
     buffers: Vec<Vec<u8>>,
-    addresses: Vec<[u64; 4]>,
     launches: Vec<u8>,
     launch_count: u64,
 }
 
 impl Job {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { seed, buffers: Vec::new(), addresses: Vec::new(), launches: Vec::new(), launch_count: 0 }
+        Self { seed, buffers: Vec::new(), launches: Vec::new(), launch_count: 0 }
     }
 
     pub(crate) fn buffer<T: Pod>(&mut self, values: &[T]) -> Buffer {
@@ -227,11 +223,6 @@ impl Job {
     pub(crate) fn poisoned<T: Pod>(&mut self, count: usize) -> Buffer {
         self.buffers.push(vec![0xff; count * size_of::<T>()]);
         Buffer(self.buffers.len() - 1)
-    }
-
-    /// Writes the address of a place in `target` into `buffer`, `at` bytes from its start.
-    pub(crate) fn put_address(&mut self, buffer: Buffer, at: usize, target: Buffer, offset: usize) {
-        self.addresses.push([buffer.0 as u64, at as u64, target.0 as u64, offset as u64]);
     }
 
     pub(crate) fn launch(&mut self, kernel: &str, shape: Shape, arguments: &[Argument]) {
@@ -271,8 +262,6 @@ impl Job {
             input.extend((buffer.len() as u64).to_le_bytes());
             input.extend(buffer);
         }
-        input.extend((self.addresses.len() as u64).to_le_bytes());
-        input.extend(bytemuck::cast_slice::<[u64; 4], u8>(&self.addresses));
         input.extend(self.launch_count.to_le_bytes());
         input.extend(&self.launches);
 

@@ -1,34 +1,42 @@
 //! Projections of few rows.
 
+use half::bf16;
+
 use crate::arguments;
 use crate::check::{Checked, Draw, POISON, close, holds, same, value};
-use crate::emu::{Argument, Buffer, Job, Map, Program, SEQK, SKINNY, Shape};
+use crate::emu::{Argument, Buffer, Job, Map, Program, SEQK, Shape};
 
-/// A kernel, how many rows of x it takes, how many outputs a CTA computes.
+/// A kernel, how many rows of x it takes, how many blocks of 64 along K a stage of its ring has.
 struct Kernel {
     name: &'static str,
     rows_max: usize,
-    outputs: usize,
-    block: usize,
-    shared_bytes: usize,
-    is_mapped: bool,
+    blocks: usize,
 }
 
-const fn seqk(name: &'static str, rows_max: usize, stages: usize) -> Kernel {
-    let shared_bytes = 1024 + stages * (8192 + rows_max * 128);
-    Kernel { name, rows_max, outputs: 64, block: 160, shared_bytes, is_mapped: true }
-}
-
-const SEQK_KERNELS: [Kernel; 5] = [
-    seqk("seqk_wgmma_8", 8, 24),
-    seqk("seqk_wgmma_16", 16, 22),
-    seqk("seqk_wgmma_32", 32, 18),
-    seqk("seqk_wgmma_64", 64, 13),
-    Kernel { name: "seqk_mma_8", rows_max: 8, outputs: 32, block: 64, shared_bytes: 98_304, is_mapped: false },
+const KERNELS: [Kernel; 4] = [
+    Kernel { name: "seqk_wgmma_8", rows_max: 8, blocks: 4 },
+    Kernel { name: "seqk_wgmma_16", rows_max: 16, blocks: 4 },
+    Kernel { name: "seqk_wgmma_32", rows_max: 32, blocks: 2 },
+    Kernel { name: "seqk_wgmma_64", rows_max: 64, blocks: 2 },
 ];
-const SKINNY_KERNELS: [Kernel; 2] = [
-    Kernel { name: "skinny_n1r1", rows_max: 8, outputs: 16, block: 256, shared_bytes: 4_608, is_mapped: false },
-    Kernel { name: "skinny_n1r2", rows_max: 8, outputs: 32, block: 256, shared_bytes: 9_216, is_mapped: false },
+
+/// How outputs are shared out.
+#[derive(Clone, Copy, Debug)]
+struct Tiling {
+    /// Rows of weights a tile.
+    outputs: usize,
+    /// Of the ring, or as many as shared memory has room for.
+    stages: Option<usize>,
+    ctas: usize,
+}
+
+/// Of every height, with rings from the shortest to the deepest, and with several tiles for a CTA.
+const TILINGS: [Tiling; 5] = [
+    Tiling { outputs: 64, stages: None, ctas: 2 },
+    Tiling { outputs: 56, stages: Some(2), ctas: 1 },
+    Tiling { outputs: 48, stages: Some(3), ctas: 2 },
+    Tiling { outputs: 32, stages: Some(5), ctas: 3 },
+    Tiling { outputs: 32, stages: None, ctas: 1 },
 ];
 
 struct Problem {
@@ -37,21 +45,28 @@ struct Problem {
     w: Vec<u16>,
     /// 64 rows.
     x: Vec<u16>,
-    residual: Option<Vec<u16>>,
 }
 
 impl Problem {
-    fn new(seed: u64, n: usize, k: usize, adds: bool) -> Self {
+    fn new(seed: u64, n: usize, k: usize) -> Self {
         let mut draw = Draw::new(seed);
-        let residual = adds.then(|| draw.values(64 * n, 0.0, 2.0));
-        Self { n, k, w: draw.values(n * k, 0.0, 0.2), x: draw.values(64 * k, 0.0, 1.0), residual }
+        Self { n, k, w: draw.values(n * k, 0.0, 0.2), x: draw.values(64 * k, 0.0, 1.0) }
     }
 
-    fn run(&self, program: &Program, kernel: &Kernel, rows: usize, seed: u64) -> Result<Vec<u16>, String> {
-        let (n, k) = (self.n, self.k);
-        let mut job = Job::new(seed);
-        // A row more than is there: it must stay as it was.
-        let y = job.poisoned::<u16>((rows + 1) * n);
+    fn run(
+        &self,
+        program: &Program,
+        kernel: &Kernel,
+        tiling: Tiling,
+        rows: usize,
+        residual: Option<&[u16]>,
+    ) -> Result<Vec<u16>, String> {
+        let (n, k, outputs) = (self.n, self.k, tiling.outputs);
+        let mut job = Job::new((rows + outputs) as u64);
+        // A row more than is there: it must stay as it was. The residual is in y, as in a layer.
+        let mut before = residual.map_or(vec![POISON; rows * n], |residual| residual[..rows * n].to_vec());
+        before.resize((rows + 1) * n, POISON);
+        let y = job.buffer(&before);
         let w = job.buffer(&self.w);
         let x = job.buffer(&self.x[..rows * k]);
         let map = |buffer: Buffer, height: usize, tile: usize| Map {
@@ -61,15 +76,23 @@ impl Problem {
             strides: [2 * k as u64, (2 * k * height) as u64, (2 * k * height) as u64],
             tile: [64, tile as u64, 1, 1],
         };
-        let residual: Option<Buffer> = self.residual.as_ref().map(|residual| job.buffer(&residual[..rows * n]));
-        let inputs: [Argument; 2] = if kernel.is_mapped {
-            [map(w, n, 64).into(), map(x, rows, kernel.rows_max).into()]
-        } else {
-            [w.into(), x.into()]
-        };
-        let arguments: &[Argument] = arguments![inputs[0], inputs[1], y, residual, rows as i32, n as i32, k as i32];
-        let Kernel { block, shared_bytes, .. } = *kernel;
-        job.launch(kernel.name, Shape { grid: [n.div_ceil(kernel.outputs), 1], block, shared_bytes }, arguments);
+        let stage = kernel.blocks * (outputs + kernel.rows_max) * 128;
+        let beside = 1024 + (64 - outputs) * 128;
+        let stages = tiling.stages.unwrap_or(((232_448 - beside) / stage).min(64));
+        let arguments: &[Argument] = arguments![
+            map(w, n, outputs),
+            map(x, rows, kernel.rows_max),
+            y,
+            residual.map(|_| y),
+            rows as i32,
+            n as i32,
+            k as i32,
+            outputs as i32,
+            stages as i32,
+        ];
+        let ctas = tiling.ctas.min(n.div_ceil(outputs));
+        let shape = Shape { grid: [ctas, 1], block: 160, shared_bytes: beside + stages * stage };
+        job.launch(kernel.name, shape, arguments);
         let mut out: Vec<u16> = job.run(program)?.get(y);
         let behind = out.split_off(rows * n);
         same("what is behind the last row", &behind, &vec![POISON; n])?;
@@ -81,63 +104,53 @@ impl Problem {
         for m in 0..rows {
             for n in 0..self.n {
                 let x = self.x[m * self.k..][..self.k].iter();
-                let sum: f64 = x.zip(&self.w[n * self.k..]).map(|(x, w)| value(*x) * value(*w)).sum();
-                want.push(sum + self.residual.as_ref().map_or(0.0, |residual| value(residual[m * self.n + n])));
+                want.push(x.zip(&self.w[n * self.k..]).map(|(x, w)| value(*x) * value(*w)).sum());
             }
         }
         want
     }
-}
 
-/// What mutants are shown.
-pub(crate) fn seqk_is_right(program: &Program) -> Checked {
-    let problem = Problem::new(1, 64, 2048, true);
-    for kernel in [&SEQK_KERNELS[0], &SEQK_KERNELS[3], &SEQK_KERNELS[4]] {
-        close(kernel.name, &problem.run(program, kernel, 5, 1)?, &problem.want(5))?;
+    /// Right in every tiling; the first rows have the same bits in each; a residual is added to what is rounded.
+    fn check(&self, program: &Program, kernel: &Kernel, rows: usize, first: &mut Option<Vec<u16>>) -> Checked {
+        for tiling in TILINGS {
+            let what = format!("{} {rows} x {} x {} {tiling:?}", kernel.name, self.n, self.k);
+            let out = self.run(program, kernel, tiling, rows, None)?;
+            close(&what, &out, &self.want(rows))?;
+            let first = first.get_or_insert_with(|| out.clone());
+            let same_rows = first.len().min(out.len());
+            same(&format!("{what}: in another tiling"), &out[..same_rows], &first[..same_rows])?;
+
+            let residual = Draw::new(self.n as u64).values(rows * self.n, 0.0, 2.0);
+            let added = self.run(program, kernel, tiling, rows, Some(&residual))?;
+            let sum = |(out, residual): (&u16, &u16)| {
+                bf16::from_f32(bf16::from_bits(*out).to_f32() + bf16::from_bits(*residual).to_f32()).to_bits()
+            };
+            let want: Vec<u16> = out.iter().zip(&residual).map(sum).collect();
+            same(&format!("{what}: with a residual"), &added, &want)?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// What mutants are shown.
-pub(crate) fn skinny_is_right(program: &Program) -> Checked {
-    let problem = Problem::new(2, 64, 1280, true);
-    close("skinny", &problem.run(program, &SKINNY_KERNELS[1], 5, 1)?, &problem.want(5))
+pub(crate) fn is_right(program: &Program) -> Checked {
+    let problem = Problem::new(1, 120, 1088);
+    [&KERNELS[0], &KERNELS[3]].into_iter().try_for_each(|kernel| problem.check(program, kernel, 5, &mut None))
 }
 
 #[test]
-fn seqk_multiplies_and_a_row_has_the_same_bits_at_every_height() {
+fn seqk_multiplies_and_a_row_has_the_same_bits_in_every_tiling() {
     holds(SEQK, |program| {
-        // More steps than the deepest ring; sizes that no tile divides.
-        for (n, k, adds) in [(128, 1664, true), (72, 200, false)] {
-            let problem = Problem::new((n + k) as u64, n, k, adds);
-            let mut first: Option<Vec<u16>> = None;
-            for kernel in &SEQK_KERNELS {
-                for rows in [1, kernel.rows_max / 2 + 1, kernel.rows_max] {
-                    let out = problem.run(program, kernel, rows, rows as u64)?;
-                    close(&format!("{} {rows} x {n} x {k}", kernel.name), &out, &problem.want(rows))?;
-                    let first = first.get_or_insert_with(|| out[..n].to_vec());
-                    same(&format!("row 0 of {} {rows}", kernel.name), &out[..n], first)?;
+        // Several steps and less than one; sizes that neither tiles nor stages divide.
+        for (n, k) in [(128, 1664), (72, 200)] {
+            let problem = Problem::new((n + k) as u64, n, k);
+            let mut first = None;
+            for kernel in &KERNELS {
+                for rows in [kernel.rows_max, kernel.rows_max / 2 + 1] {
+                    problem.check(program, kernel, rows, &mut first)?;
                 }
             }
         }
-        seqk_is_right(program)
-    });
-}
-
-#[test]
-fn skinny_multiplies_and_a_row_has_the_same_bits_at_every_height() {
-    holds(SKINNY, |program| {
-        for (n, k, adds) in [(64, 256, false), (32, 2304, true)] {
-            let problem = Problem::new((n + k) as u64, n, k, adds);
-            for kernel in &SKINNY_KERNELS {
-                let whole = problem.run(program, kernel, 8, 1)?;
-                close(&format!("{} {n} x {k}", kernel.name), &whole, &problem.want(8))?;
-                for rows in [1, 5] {
-                    let out = problem.run(program, kernel, rows, 2)?;
-                    same(&format!("{} {rows} of 8 rows", kernel.name), &out, &whole[..rows * n])?;
-                }
-            }
-        }
-        skinny_is_right(program)
+        is_right(program)
     });
 }

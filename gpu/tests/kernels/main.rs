@@ -10,7 +10,7 @@ mod emu;
 mod gemm;
 mod layer;
 mod mutants;
-mod pages;
 mod pool;
 mod prefill;
 mod sampling;
+mod util;

@@ -1,8 +1,8 @@
 //! Mistakes put into the kernels: each must be found by the check of its kernel, or the checks are worth little.
 
 use crate::check::Checked;
-use crate::emu::{ANY, DECODE, LAYER, PREFILL, Program, SAMPLE, SEQK, SKINNY, Unit, mutant};
-use crate::{attention, decode, gemm, layer, prefill, sampling};
+use crate::emu::{ANY, DECODE, LAYER, PREFILL, Program, SAMPLE, SEQK, UTIL, Unit, mutant};
+use crate::{attention, decode, gemm, layer, prefill, sampling, util};
 
 /// Fails unless the check finds the mistake that exchanging `from` for `to` makes.
 fn is_found(unit: Unit, from: &str, to: &str, check: impl Fn(&Program) -> Checked) {
@@ -19,7 +19,11 @@ fn mistakes_in_decode_are_found() {
     is_found(DECODE, "cp_wait<STAGES - 1>()", "cp_wait<STAGES>()", check);
     is_found(DECODE, "sync_cta();  // the merge before this one has been read", "", check);
     is_found(DECODE, "k_chunk = matrix >> 1", "k_chunk = matrix & 1", check);
-    is_found(DECODE, "parts.y - 1) == (u32)parts.y - 1", "parts.y) == (u32)parts.y - 1", check);
+    is_found(DECODE, "atomic_inc(counter, u.pieces - 1)", "atomic_inc(counter, u.pieces)", check);
+    is_found(DECODE, "store(leaf, leaf_at<D>(a, leaves + i, warp));", ";", check);
+    is_found(DECODE, "u.leaf + u.first / BLOCK", "u.leaf", check);
+    is_found(DECODE, "u.leaf + block, warp", "u.leaf + u.blocks - 1 - block, warp", decode::order_is_right);
+    is_found(DECODE, "if (i % LEAF_TILES ==", "if (u.pieces > 1 && i % LEAF_TILES ==", decode::order_is_right);
     is_found(DECODE, "if ((i & 31) == 0)", "if (i == 0)", decode::long_is_right);
 }
 
@@ -39,16 +43,22 @@ fn mistakes_in_prefill_are_found() {
 #[test]
 fn mistakes_in_other_attention_are_found() {
     is_found(ANY, "sum = sum * f + block;", "sum = sum + block;", attention::is_right);
+    is_found(ANY, "keys - a.window : 0", "keys - a.window + 1 : 0", attention::windows_are_right);
+    is_found(ANY, "a.window > 0 && keys > a.window", "keys > a.window", attention::is_right);
     is_found(ANY, "min_i(32, keys - t0)", "min_i(31, keys - t0)", attention::is_right);
 }
 
 #[test]
 fn mistakes_in_gemms_are_found() {
-    is_found(SEQK, "mbar_wait(base + s * 8, (k / STAGES) & 1);", "", gemm::seqk_is_right);
-    is_found(SEQK, "((k / STAGES) & 1) ^ 1)", "(k / STAGES) & 1)", gemm::seqk_is_right);
-    is_found(SEQK, "smem_desc(x + j * 32, 16, 1024)", "smem_desc(x + j * 64, 16, 1024)", gemm::seqk_is_right);
-    is_found(SEQK, "cp_wait<MMA_STAGES - 2>()", "cp_wait<MMA_STAGES - 1>()", gemm::seqk_is_right);
-    is_found(SKINNY, "load_x(0, step + 2 * U);", "load_x(0, step + U);", gemm::skinny_is_right);
+    let check = gemm::is_right;
+    is_found(SEQK, "mbar_wait(base + s * 8, phase);", "", check);
+    is_found(SEQK, "mbar_wait(base + EMPTY + s * 8, phase);", "", check);
+    is_found(SEQK, "wgmma_wait<1>();  // the stage before", "// the stage before", check);
+    is_found(SEQK, "(j & 3) * 32, xj", "(j & 3) * 64, xj", check);
+    is_found(SEQK, "if (++k == steps) k = 0, tile += gridDim.x;", "if (++k == steps) k = 0, tile++;", check);
+    is_found(SEQK, "early / steps * gridDim.x", "early / steps", check);
+    is_found(SEQK, "|| out >= outputs", "", check);
+    is_found(SEQK, "round_bf16(d[n * 4 + i]) +", "d[n * 4 + i] +", check);
 }
 
 #[test]
@@ -64,5 +74,15 @@ fn mistakes_in_sampling_are_found() {
     is_found(SAMPLE, "n.base + token * 0x85ebca6bu", "n.base", sampling::draws_are_right);
     is_found(SAMPLE, "keep = (u32)fit + 1;", "keep = (u32)fit;", sampling::filters_are_right);
     is_found(SAMPLE, "if (keep < n) cut = bin", "if (keep + 1 < n) cut = bin", sampling::filters_are_right);
-    is_found(SAMPLE, "c.cut[0] = t + 1;", "c.cut[0] = t;", sampling::logprobs_are_right);
+    is_found(SAMPLE, "c.cut[0] = t + 1;", "c.cut[0] = t;", sampling::filters_are_right);
+}
+
+#[test]
+fn mistakes_in_what_a_start_needs_are_found() {
+    is_found(UTIL, "(u32)(block >> 32), 0, 0}", "(u32)(block >> 32), 1, 0}", util::draws_are_right);
+    is_found(UTIL, "rotate(b ^ c, 7)", "rotate(b ^ c, 8)", util::draws_are_right);
+    is_found(UTIL, "if (block * 16 + i < n) ", "", util::draws_are_right);
+    is_found(UTIL, "i += (u64)gridDim.x * 256", "i += 256", util::counts_are_right);
+    is_found(UTIL, "if (i < count)", "if (i <= count)", util::tables_are_right);
+    is_found(UTIL, "row < 0 ? make_uint4", "row < -1 ? make_uint4", util::rows_are_right);
 }

@@ -1,5 +1,7 @@
 //! Paged KV in several layouts, and attention over it in f64.
 
+use std::ops::Range;
+
 use crate::check::{Draw, POISON, value};
 
 /// How pages are laid out, in elements.
@@ -61,10 +63,8 @@ impl Pool {
         for (row, len) in lens.iter().enumerate() {
             for token in 0..*len {
                 for head in 0..heads {
-                    let at = pool.place(row, token, head);
                     let (k, v) = (draw.values(dim, 0.0, 1.5), draw.values(dim, 0.3, 1.0));
-                    pool.data[k_at + at..][..dim].copy_from_slice(&k);
-                    pool.data[v_at + at..][..dim].copy_from_slice(&v);
+                    pool.put(row, token, head, &k, &v);
                 }
             }
         }
@@ -82,16 +82,24 @@ impl Pool {
         self.data.len() / (self.page_stride * tensors)
     }
 
+    /// Writes K and V of a head of a token.
+    pub(crate) fn put(&mut self, row: usize, token: usize, head: usize, k: &[u16], v: &[u16]) {
+        let at = self.place(row, token, head);
+        self.data[self.k_at + at..][..self.dim].copy_from_slice(k);
+        self.data[self.v_at + at..][..self.dim].copy_from_slice(v);
+    }
+
     /// Where a head of a token is, from the start of K or V.
     fn place(&self, row: usize, token: usize, head: usize) -> usize {
         let page = self.table[row * self.pages_max + (token >> self.page_shift)] as usize;
         page * self.page_stride + head * self.head_stride + (token & ((1 << self.page_shift) - 1)) * self.token_stride
     }
 
-    /// The output of one query head over the first `keys` tokens of a sequence.
-    pub(crate) fn attend(&self, q: &[u16], row: usize, keys: usize, kv_head: usize) -> Vec<f64> {
+    /// The output of one query head over some tokens of a sequence.
+    pub(crate) fn attend(&self, q: &[u16], row: usize, keys: Range<usize>, kv_head: usize) -> Vec<f64> {
         let scale = 1.0 / (self.dim as f64).sqrt();
-        let scores: Vec<f64> = (0..keys)
+        let scores: Vec<f64> = keys
+            .clone()
             .map(|token| {
                 let k = &self.data[self.k_at + self.place(row, token, kv_head)..][..self.dim];
                 q.iter().zip(k).map(|(q, k)| value(*q) * value(*k)).sum::<f64>() * scale
@@ -100,7 +108,7 @@ impl Pool {
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
         let mut out = vec![0.0; self.dim];
-        for (token, score) in scores.iter().enumerate() {
+        for (token, score) in keys.zip(&scores) {
             let v = &self.data[self.v_at + self.place(row, token, kv_head)..][..self.dim];
             for (out, v) in out.iter_mut().zip(v) {
                 *out += (score - largest).exp() / sum * value(*v);

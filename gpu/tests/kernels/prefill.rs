@@ -95,7 +95,7 @@ fn check(program: &Program, case: &Case, seed: u64) -> Checked {
         for token in 0..*count {
             for head in 0..case.hq {
                 let at = index * width + head * DIM;
-                let want = pool.attend(&q[at..][..DIM], *row, before + token + 1, head / (case.hq / case.hkv));
+                let want = pool.attend(&q[at..][..DIM], *row, 0..before + token + 1, head / (case.hq / case.hkv));
                 close(&format!("{what}: {before} + {token} of {count}"), &out[at..][..DIM], &want)?;
             }
             index += 1;

@@ -1,4 +1,4 @@
-//! From logits to tokens: greedy, drawn, filtered, and what is said of their probabilities.
+//! From logits to tokens: greedy, drawn, filtered.
 
 use crate::arguments;
 use crate::check::{Checked, Draw, bits, holds, same, value};
@@ -261,68 +261,4 @@ fn a_filter_that_keeps_everything_draws_what_no_filter_draws() {
         assert!(a.next.windows(2).any(|pair| pair[0] != pair[1]), "draws differ by position");
         Ok(())
     });
-}
-
-/// What mutants are shown.
-pub(crate) fn logprobs_are_right(program: &Program) -> Checked {
-    let vocabulary = 3000;
-    let mut draw = Draw::new(7);
-    let mut all: Vec<Vec<u16>> = (0..4).map(|_| logits(&mut draw, vocabulary, 6.0)).collect();
-    // Equals across the end of the most probable.
-    for token in [5, 900, 2999, 1700] {
-        all[1][token] = bits(7.0);
-    }
-    all[3][10] = f16(f64::NAN);
-    let tokens = [17, 900, 2, 5];
-    let asks = [[1, 3], [0, 20], [-1, 5], [2, 0], [3, 2], [0, 1]];
-    let mut job = Job::new(7);
-    let chosen = job.poisoned::<f32>(asks.len());
-    let (ids, values) = (job.poisoned::<i32>(asks.len() * 20), job.poisoned::<f32>(asks.len() * 20));
-    let arguments: &[Argument] = arguments![
-        job.buffer(&all.concat()),
-        job.buffer(&asks),
-        job.buffer(&tokens),
-        chosen,
-        ids,
-        values,
-        vocabulary as i32,
-        vocabulary as i32,
-    ];
-    job.launch("logprobs", Shape { grid: [asks.len(), 1], ..FILTERED }, arguments);
-    let done = job.run(program)?;
-    let (chosen, ids, values) = (done.get::<f32>(chosen), done.get::<i32>(ids), done.get::<f32>(values));
-    for (ask, [row, count]) in asks.into_iter().enumerate() {
-        let (ids, values) = (&ids[ask * 20..][..20], &values[ask * 20..][..20]);
-        let (got, rest) = ids.split_at(count as usize);
-        if row == 3 || row < 0 {
-            same(&format!("ask {ask}"), ids, &[-1; 20])?;
-            if !chosen[ask].is_nan() {
-                return Err(format!("ask {ask} of a broken row: {}", chosen[ask]));
-            }
-            continue;
-        }
-        let logits: Vec<f64> = all[row as usize].iter().map(|x| value(*x)).collect();
-        let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum = largest + logits.iter().map(|x| (x - largest).exp()).sum::<f64>().ln();
-        let mut order: Vec<usize> = (0..vocabulary).collect();
-        order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
-        let want: Vec<i32> = order[..count as usize].iter().map(|token| *token as i32).collect();
-        same(&format!("ask {ask}"), got, &want)?;
-        same(&format!("ask {ask}: places that nobody asked for"), rest, &vec![-1; rest.len()])?;
-        let mut pairs: Vec<(f32, f64)> =
-            values.iter().zip(got).map(|(x, token)| (*x, logits[*token as usize])).collect();
-        pairs.push((chosen[ask], logits[tokens[row as usize] as usize]));
-        for (got, logit) in pairs {
-            let close = (f64::from(got) - (logit - sum)).abs() < 1e-4;
-            if !close {
-                return Err(format!("ask {ask}: {got}, not {}", logit - sum));
-            }
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn logprobs_are_those_of_the_softmax() {
-    holds(SAMPLE, logprobs_are_right);
 }

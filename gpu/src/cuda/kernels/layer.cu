@@ -32,7 +32,7 @@ DEV float cta_sum(float v, float* sums) {
 
 // y = bf16(s * rsqrt(mean(s^2) + eps)) * w with s = from + x (from alone where x is null), rounded to bf16 as a layer's
 // residual is. `keep` gets s; it may be `from`, or null. The rounding before the weight is the reference's.
-DEV void norm_row(const u16* from, u16* keep, const u16* x, const u16* w, u16* y, int H, float eps, bool is_padding) {
+DEV void norm_row(const u16* from, u16* keep, const u16* x, const u16* w, u16* y, int H, float eps) {
     DYN_SMEM(smem);
     const int vectors = H >> 3;
     if (vectors > NORM_VECTORS * (int)blockDim.x) trap();
@@ -50,7 +50,7 @@ DEV void norm_row(const u16* from, u16* keep, const u16* x, const u16* w, u16* y
     UNROLL
     for (int k = 0; k < NORM_VECTORS; k++) {
         int i = threadIdx.x + k * blockDim.x;
-        if (i >= vectors || is_padding) continue;
+        if (i >= vectors) continue;
         uint4 a = *(const uint4*)(from + i * 8);
         u32 s[4] = {a.x, a.y, a.z, a.w};
         if (x) {
@@ -78,7 +78,7 @@ DEV void norm_row(const u16* from, u16* keep, const u16* x, const u16* w, u16* y
         for (int j = 0; j < 4; j++) {
             float lo = round_bf16(v[k][2 * j] * scale) * bf_lo(c[j]);
             float hi = round_bf16(v[k][2 * j + 1] * scale) * bf_hi(c[j]);
-            o[j] = is_padding ? 0u : pack_bf16(lo, hi);
+            o[j] = pack_bf16(lo, hi);
         }
         *(uint4*)(y + i * 8) = make_uint4(o[0], o[1], o[2], o[3]);
     }
@@ -89,7 +89,7 @@ DEV void norm_row(const u16* from, u16* keep, const u16* x, const u16* w, u16* y
 // sum follows from it. Dynamic shared memory: 64 bytes. H a multiple of 8 up to 16384.
 KERNEL(512, 2) rmsnorm_residual(u16* residual, const u16* x, const u16* w, u16* y, int H, float eps) {
     const long long at = (long long)blockIdx.x * H;
-    norm_row(residual + at, residual + at, x ? x + at : x, w, y + at, H, eps, false);
+    norm_row(residual + at, residual + at, x ? x + at : x, w, y + at, H, eps);
 }
 
 struct RopeArgs {

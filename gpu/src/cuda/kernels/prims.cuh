@@ -9,7 +9,6 @@
 // 3. A whole row is right or refused: sizes that a kernel cannot serve trap.
 #ifndef PRIMS_CUH
 #define PRIMS_CUH
-typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -19,7 +18,6 @@ typedef unsigned long long u64;
 #define KERNEL(threads, ctas_per_sm) extern "C" __global__ void __launch_bounds__(threads, ctas_per_sm)
 #define DYN_SMEM(name) extern __shared__ __align__(1024) unsigned char name[]
 #define UNROLL _Pragma("unroll")
-#define ROLLED _Pragma("unroll 1")
 
 DEV u32 smem_u32(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 // Rounded one by one, in every place alike: the compiler fuses and parts none of these.
@@ -75,22 +73,12 @@ DEV uint4 ld_weights16(const void* p) {
                  : "l"(p));
     return v;
 }
-DEV void st_cs16(void* p, uint4 v) {
-    asm volatile("st.global.cs.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                 : "memory");
-}
 // What another CTA of this grid wrote: past L1, which may hold the line from before.
-DEV float ld_peer(const float* p) {
-    float v;
-    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
-    return v;
-}
 DEV float2 ld_peer(const float2* p) {
     float2 v;
     asm volatile("ld.global.cg.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(p) : "memory");
     return v;
 }
-
 DEV float4 ld_peer(const float4* p) {
     float4 v;
     asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
