@@ -12,19 +12,19 @@ use pd_sync::{Arena, Device};
 
 /// A model in memory, for any number of workers.
 pub(crate) enum Loaded {
-    Cpu(CpuEngine),
+    Cpu(Box<CpuEngine>),
     Cuda { model: Arc<CudaModel>, options: CudaOptions },
 }
 
 /// One worker's engine, before it has memory for KV.
 pub(crate) enum Engine {
-    Cpu(CpuEngine),
+    Cpu(Box<CpuEngine>),
     Cuda(Box<CudaEngine>),
 }
 
 /// One worker's engine with its L1.
 pub(crate) enum Ready {
-    Cpu { engine: CpuEngine, device: Arc<Arena> },
+    Cpu { engine: Box<CpuEngine>, device: Arc<Arena> },
     Cuda { engine: Box<CudaEngine>, device: Arc<Arena>, pool: Arc<CudaPool> },
 }
 
@@ -35,7 +35,7 @@ impl Loaded {
     /// What the GPU lacks.
     pub(crate) fn engine(&self) -> Result<Engine, String> {
         match self {
-            Self::Cpu(engine) => Ok(Engine::Cpu(engine.sibling())),
+            Self::Cpu(engine) => Ok(Engine::Cpu(Box::new(engine.sibling()))),
             Self::Cuda { model, options } => {
                 let engine = CudaEngine::new(model, *options).map_err(|error| error.to_string())?;
                 Ok(Engine::Cuda(Box::new(engine)))

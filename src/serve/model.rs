@@ -112,7 +112,7 @@ fn load(
         let threads = options.threads.and_then(|threads| NonZeroUsize::new(threads as usize));
         let engine = EngineOptions { page_size, kv, weights: in_memory, threads, isa: None };
         let engine = watched(weights, || CpuEngine::new(weights, engine));
-        engine.map(Loaded::Cpu).map_err(|error| error.to_string())
+        engine.map(|engine| Loaded::Cpu(Box::new(engine))).map_err(|error| error.to_string())
     };
     let on_gpu = |ordinal: u32| {
         if kv == Element::F32 || in_memory == Some(Element::F32) {

@@ -26,12 +26,12 @@ pub(crate) fn check(status: sys::CUresult, call: &'static str, about: impl FnOnc
             if text.is_null() { "unknown".to_owned() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
         }
     };
-    let hint = match status {
-        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => "; another process may hold memory of this GPU: see `pd doctor`",
-        sys::CUresult::CUDA_ERROR_NO_DEVICE => "; no GPU is visible: see CUDA_VISIBLE_DEVICES and `pd doctor`",
-        sys::CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => "; the driver was updated: restart the machine",
-        _ => "",
-    };
+    let hints = [
+        (sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY, "; another process may hold memory of this GPU: see `pd doctor`"),
+        (sys::CUresult::CUDA_ERROR_NO_DEVICE, "; no GPU is visible: see CUDA_VISIBLE_DEVICES and `pd doctor`"),
+        (sys::CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH, "; the driver was updated: restart the machine"),
+    ];
+    let hint = hints.into_iter().find(|(of, _)| *of == status).map_or("", |(_, hint)| hint);
     let (name, text) = (text(sys::cuGetErrorName), text(sys::cuGetErrorString));
     Err(CudaError::Call { call, about: about(), name, code: status as u32, text, hint })
 }

@@ -182,6 +182,7 @@ impl Kernels {
         unsafe { self.embed.launch(stream, shape, arguments.int(hidden as u32)) }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "as many as the kernel has")]
     pub(super) fn norm(
         &self,
         stream: &Stream,
