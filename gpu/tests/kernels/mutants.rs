@@ -24,7 +24,7 @@ fn mistakes_in_decode_are_found() {
     is_found(DECODE, "u.leaf + u.first / BLOCK", "u.leaf", check);
     is_found(DECODE, "u.leaf + block, warp", "u.leaf + u.blocks - 1 - block, warp", decode::order_is_right);
     is_found(DECODE, "if (i % LEAF_TILES ==", "if (u.pieces > 1 && i % LEAF_TILES ==", decode::order_is_right);
-    is_found(DECODE, "if ((i & 31) == 0)", "if (i == 0)", decode::long_is_right);
+    is_found(DECODE, "if ((i & 31) == 0 && i > 0) fetch_pages(v, i);", "", decode::long_is_right);
 }
 
 #[test]
