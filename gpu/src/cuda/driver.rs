@@ -80,7 +80,7 @@ pub(crate) fn start() -> Result<()> {
 /// GPUs that the driver shows.
 ///
 /// # Errors
-/// As [`start`].
+/// If there is no driver, or none that works.
 pub fn devices() -> Result<u32> {
     start()?;
     let mut count = 0;
