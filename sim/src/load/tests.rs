@@ -218,7 +218,7 @@ fn errors_of_a_table_say_what_is_wrong() {
         Err(error) => error.replace(&traces().display().to_string(), ""),
     });
     insta::assert_snapshot!(errors.join("\n"), @r#"
-    unknown variant `poison`, expected one of `poisson`, `fixed`, `burst`, `on_off`, `closed`, `sessions`, `trace`, `list`
+    unknown variant `poison`, expected one of `poisson`, `fixed`, `burst`, `on_off`, `closed`, `sessions`, `trace`, `list`, `journal`
     missing field `rate`
     "3": the unit is missing; a rate takes one of /s, /m, /min, /h, /d
     unknown field `rats`, expected one of `rate`, `requests`, `prompt_tokens`, `output_tokens`, `prefixes`, `priority`, `start`
