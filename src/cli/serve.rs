@@ -45,7 +45,7 @@ impl Serve {
         let model = Model::load(&options)?;
         let runtime = runtime()?;
         runtime.block_on(async {
-            let running = worker::start(&options, &model, runtime.handle()).await?;
+            let running = worker::start(&options, &model, 1, runtime.handle()).await?;
             let mut signals = Signals::listen()?;
             let origins = origins(&options.given(), told, self.config.as_deref());
             banner(&options, &origins, &model, &running, begin);

@@ -85,8 +85,8 @@ impl Up {
                 disaggregation_bootstrap_port: Some(0),
                 ..options.clone()
             };
-            let prefill = worker::start(&of(Mode::Prefill), &model, runtime.handle()).await?;
-            let decode = worker::start(&of(Mode::Decode), &model, runtime.handle()).await?;
+            let prefill = worker::start(&of(Mode::Prefill), &model, 2, runtime.handle()).await?;
+            let decode = worker::start(&of(Mode::Decode), &model, 1, runtime.handle()).await?;
             let bootstrap = prefill.bootstrap.unwrap_or_default();
             let config = RouterConfig {
                 prefill: vec![format!("http://{} {bootstrap}", prefill.address)],

@@ -53,11 +53,11 @@ pub(crate) struct Running {
     close: Option<oneshot::Sender<()>>,
 }
 
-/// Starts a worker over a model that is loaded.
+/// Starts a worker over a model that is loaded. `sharers` workers, itself included, are still to take memory of its GPU.
 ///
 /// # Errors
 /// Which option cannot be met and what would do, or what the system refuses.
-pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) -> Result<Running, String> {
+pub(crate) async fn start(options: &Options, model: &Model, sharers: u32, runtime: &Handle) -> Result<Running, String> {
     let host = options.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned());
     let port = options.port.unwrap_or(PORT);
     let (listener, address) = listen(&host, port).await?;
@@ -68,7 +68,8 @@ pub(crate) async fn start(options: &Options, model: &Model, runtime: &Handle) ->
     if !(0.0..=1.0).contains(&fraction) {
         return Err(format!("--mem-fraction-static is {fraction}; it must be between 0 and 1"));
     }
-    let memory = Memory { host: free_memory(), device: engine.device_bytes(fraction)? };
+    let memory =
+        Memory { host: free_memory(), device: engine.device_bytes(fraction)?.map(|bytes| bytes / u64::from(sharers)) };
     let Plan { config, namespace, page_bytes, storage_bytes, mut choices } =
         plan(options, identity, &geometry, engine.fingerprint(), memory)?;
     choices.insert(0, ("device", model.engine.device()));
