@@ -45,7 +45,7 @@ pub(crate) fn load(context: &Arc<Context>, sources: &[Source]) -> Result<Vec<Mod
     let (major, minor) = context.capability;
     if context.capability < least_capability() {
         return Err(CudaError::Unsupported(format!(
-            "{} has compute capability {major}.{minor}; the kernels need 8.0 or newer (Ampere, Ada, Hopper)",
+            "{} has compute capability {major}.{minor}; the kernels need 9.0 or newer (Hopper)",
             context.name
         )));
     }
@@ -61,9 +61,9 @@ pub(crate) fn load(context: &Arc<Context>, sources: &[Source]) -> Result<Vec<Mod
     images.into_iter().map(|image| Module::load(context, &image?)).collect()
 }
 
-/// The oldest GPUs that the kernels run on: those with bf16 and asynchronous copies.
+/// The oldest GPUs that the kernels run on: those whose kernels may start before the one in front has ended.
 pub(super) const fn least_capability() -> (u32, u32) {
-    (8, 0)
+    (9, 0)
 }
 
 fn version() -> Result<(i32, i32)> {
