@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use pd_core::id::Token;
 
+use crate::weights::Config;
+
 /// Element type of stored numbers. Sums are always made in f32.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,6 +66,21 @@ impl fmt::Display for Element {
 }
 
 impl Geometry {
+    /// The shape of a model with KV in pages of `page_size` tokens, for sequences of at most `context` tokens.
+    pub(crate) fn of(config: &Config, kv: Element, page_size: u32, context: usize) -> Self {
+        Self {
+            layers: config.layers as u32,
+            heads: config.heads as u32,
+            kv_heads: config.kv_heads as u32,
+            head_dim: config.head_dim as u32,
+            kv,
+            page_size,
+            vocab: config.vocab as u32,
+            context: context as u32,
+            eos: config.eos.clone(),
+        }
+    }
+
     /// The name of the layout in page keys; see `pd_core::key::Namespace`.
     pub const LAYOUT: &str = "page_first.lkht";
 

@@ -93,17 +93,7 @@ impl CpuEngine {
             Some(pool) => pool.install(pack)?,
             None => pack()?,
         };
-        let geometry = Geometry {
-            layers: config.layers as u32,
-            heads: config.heads as u32,
-            kv_heads: config.kv_heads as u32,
-            head_dim: config.head_dim as u32,
-            kv: options.kv,
-            page_size: options.page_size,
-            vocab: config.vocab as u32,
-            context: config.context as u32,
-            eos: config.eos.clone(),
-        };
+        let geometry = Geometry::of(config, options.kv, options.page_size, config.context);
         Ok(Self {
             model: Arc::new(model),
             geometry,

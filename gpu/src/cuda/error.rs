@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::weights::LoadError;
+
 /// Why the GPU, or something of it, cannot be used.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum CudaError {
@@ -80,4 +82,10 @@ pub enum CudaError {
         /// Rows.
         rows: usize,
     },
+}
+
+impl From<CudaError> for LoadError {
+    fn from(error: CudaError) -> Self {
+        Self::Engine { why: error.to_string() }
+    }
 }

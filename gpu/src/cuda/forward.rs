@@ -1,6 +1,5 @@
 //! One pass of the model: which kernels, in which order, over which buffers.
 
-use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
 use pd_core::batch::{Batch, Run};
@@ -18,12 +17,6 @@ use super::state::Requests;
 use super::step::{Part, SampleRow, Step};
 use super::{CudaEngine, CudaError};
 use crate::engine::EngineError;
-
-/// Recorded decode steps, by padded rows.
-#[derive(Default)]
-pub(super) struct Graphs {
-    by_rows: BTreeMap<usize, Graph>,
-}
 
 /// What of a step kernels have to know beside its lists.
 #[derive(Clone, Copy)]
@@ -151,14 +144,8 @@ impl CudaEngine {
     }
 
     /// Starts the step that was planned. Its place in the ring.
-    fn start(&mut self, pool: &CudaPool, wanted: &[Wanted]) -> Result<usize> {
-        let updates = std::mem::take(&mut self.updates);
-        let started = self.start_with(pool, wanted, &updates);
-        self.updates = updates;
-        started
-    }
-
-    fn start_with(&mut self, pool: &CudaPool, wanted: &[Wanted], updates: &[[i32; 4]]) -> Result<usize> {
+    fn start(&self, pool: &CudaPool, wanted: &[Wanted]) -> Result<usize> {
+        let updates = &self.updates;
         // More changes to tables than travel with a step: those before the last lot go ahead.
         let ahead = updates.len().saturating_sub(1) / UPDATES_MAX * UPDATES_MAX;
         for lot in updates[..ahead].chunks(UPDATES_MAX) {
@@ -214,7 +201,7 @@ impl CudaEngine {
             let table = self.buffers.tables.address();
             self.model.kernels.update_tables(&self.stream, lists.tables, updates.len(), table, self.limits.pages)?;
         }
-        match self.graphs.by_rows.get(&pass.rows).filter(|_| pass.all_picked) {
+        match self.graphs.get(&pass.rows).filter(|_| pass.all_picked) {
             Some(graph) => graph.launch(&self.stream)?,
             None => self.pass(pool, pass, &lists)?,
         }
@@ -248,7 +235,7 @@ impl CudaEngine {
             }
             self.stream.wait()?;
             let graph = Graph::record(&self.model.context, &self.stream, || self.pass(&pool, pass, &lists))?;
-            self.graphs.by_rows.insert(rows, graph);
+            self.graphs.insert(rows, graph);
             self.shared.give_place(place);
         }
         self.stream.wait()

@@ -20,14 +20,17 @@ pub struct Found {
     pub path: String,
 }
 
+/// What was found, or why nothing, from the first look on.
+type Once = OnceLock<Result<Found, CudaError>>;
+
 /// Opens the driver's library.
 ///
 /// # Errors
 /// [`CudaError::Library`].
 pub fn driver() -> Result<&'static Found, CudaError> {
-    static FOUND: OnceLock<Result<Found, CudaError>> = OnceLock::new();
+    static FOUND: Once = Once::new();
     let hint = "it comes with the NVIDIA driver; in a container, run with --gpus all";
-    FOUND.get_or_init(|| open("libcuda", &["libcuda.so.1", "libcuda.so"], &[], hint)).as_ref().map_err(Clone::clone)
+    open_once(&FOUND, "libcuda", &["libcuda.so.1", "libcuda.so"], &[], hint)
 }
 
 /// Opens the compiler of kernels.
@@ -35,12 +38,9 @@ pub fn driver() -> Result<&'static Found, CudaError> {
 /// # Errors
 /// [`CudaError::Library`].
 pub fn nvrtc() -> Result<&'static Found, CudaError> {
-    static FOUND: OnceLock<Result<Found, CudaError>> = OnceLock::new();
+    static FOUND: Once = Once::new();
     let hint = "install a CUDA 13 toolkit or `pip install nvidia-cuda-nvrtc`, or set PD_CUDA_LIB_PATH to its folder";
-    FOUND
-        .get_or_init(|| open("libnvrtc", &["libnvrtc.so.13", "libnvrtc.so.12"], &["libnvrtc-builtins.so"], hint))
-        .as_ref()
-        .map_err(Clone::clone)
+    open_once(&FOUND, "libnvrtc", &["libnvrtc.so.13", "libnvrtc.so.12"], &["libnvrtc-builtins.so"], hint)
 }
 
 /// Opens the library of matrix products.
@@ -48,12 +48,19 @@ pub fn nvrtc() -> Result<&'static Found, CudaError> {
 /// # Errors
 /// [`CudaError::Library`].
 pub fn blas() -> Result<&'static Found, CudaError> {
-    static FOUND: OnceLock<Result<Found, CudaError>> = OnceLock::new();
+    static FOUND: Once = Once::new();
     let hint = "install a CUDA 13 toolkit or `pip install nvidia-cublas`, or set PD_CUDA_LIB_PATH to its folder";
-    FOUND
-        .get_or_init(|| open("libcublasLt", &["libcublasLt.so.13", "libcublasLt.so.12"], &[], hint))
-        .as_ref()
-        .map_err(Clone::clone)
+    open_once(&FOUND, "libcublasLt", &["libcublasLt.so.13", "libcublasLt.so.12"], &[], hint)
+}
+
+fn open_once(
+    once: &'static Once,
+    name: &'static str,
+    names: &[&str],
+    companions: &[&str],
+    hint: &'static str,
+) -> Result<&'static Found, CudaError> {
+    once.get_or_init(|| open(name, names, companions, hint)).as_ref().map_err(Clone::clone)
 }
 
 /// Tries the names as the loader's own, then in all known folders. `companions` are prefixes of libraries that have to be

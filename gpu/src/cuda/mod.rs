@@ -36,6 +36,7 @@ mod report;
 mod state;
 mod step;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -53,9 +54,9 @@ pub use driver::{Context, devices};
 pub use error::CudaError;
 use finish::Ring;
 pub use finish::{Finisher, Flight};
-use forward::Graphs;
 use kernels::{Heads, Kernels};
 use model::Model;
+use module::Graph;
 pub use pool::{CopyLane, CudaPool, Pinned};
 use products::{Matrix, Products};
 pub use report::{GpuReport, Report};
@@ -101,7 +102,8 @@ pub struct CudaEngine {
     buffers: Buffers,
     stream: Stream,
     pool: Option<Arc<CudaPool>>,
-    graphs: Graphs,
+    /// Recorded decode steps, by padded rows.
+    graphs: BTreeMap<usize, Graph>,
     shared: Arc<Shared>,
     fingerprint: String,
     step: Step,
@@ -135,10 +137,9 @@ impl CudaModel {
     /// # Errors
     /// [`LoadError::Engine`] with what the GPU, its libraries or its memory lack.
     pub fn load(ordinal: u32, weights: &Weights) -> Result<Arc<Self>, LoadError> {
-        let failed = |error: CudaError| LoadError::Engine { why: error.to_string() };
-        let context = Context::open(ordinal).map_err(failed)?;
-        let kernels = Kernels::load(&context).map_err(failed)?;
-        let stream = Stream::new(&context).map_err(failed)?;
+        let context = Context::open(ordinal)?;
+        let kernels = Kernels::load(&context)?;
+        let stream = Stream::new(&context)?;
         let model = Model::load(&context, &stream, &kernels, weights)?;
         Ok(Arc::new(Self { context, kernels, model, fingerprint: weights.fingerprint() }))
     }
@@ -170,17 +171,7 @@ impl CudaEngine {
             )));
         }
         let context = options.context.map_or(config.context, |tokens| config.context.min(tokens as usize));
-        let geometry = Geometry {
-            layers: config.layers as u32,
-            heads: config.heads as u32,
-            kv_heads: config.kv_heads as u32,
-            head_dim: config.head_dim as u32,
-            kv: Element::Bf16,
-            page_size,
-            vocab: config.vocab as u32,
-            context: context as u32,
-            eos: config.eos.clone(),
-        };
+        let geometry = Geometry::of(config, Element::Bf16, page_size, context);
         let heads = Heads { queries: geometry.heads, kv: geometry.kv_heads, dim: geometry.head_dim };
         let shape = Shape {
             page_size,
@@ -212,7 +203,7 @@ impl CudaEngine {
             buffers,
             stream,
             pool: None,
-            graphs: Graphs::default(),
+            graphs: BTreeMap::new(),
             shared: Arc::new(Shared {
                 requests: Mutex::new(Requests::new(limits.slots)),
                 ring: Mutex::new(ring),

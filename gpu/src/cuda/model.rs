@@ -54,20 +54,18 @@ impl Model {
         weights: &Weights,
     ) -> std::result::Result<Self, LoadError> {
         let config = weights.config().clone();
-        let supported = supported(&config).map_err(|why| LoadError::Engine { why });
-        supported?;
+        supported(&config).map_err(|why| LoadError::Engine { why })?;
         let mut wanted = config.tensors();
         let elements: usize = wanted.iter().map(|want| want.shape.iter().product::<usize>()).sum();
         let bytes = elements as u64 * 2;
-        let failed = |error: CudaError| LoadError::Engine { why: error.to_string() };
-        let (free, total) = context.memory().map_err(failed)?;
+        let (free, total) = context.memory()?;
         if bytes + LEAST_BESIDE > free {
             let what = format!("a model of {elements} weights in bf16");
             let hint = "take a smaller model or a GPU with more memory";
-            return Err(failed(CudaError::Memory { what, wanted: bytes, free, total, hint }));
+            return Err(CudaError::Memory { what, wanted: bytes, free, total, hint }.into());
         }
         wanted.sort_by(|a, b| a.name.cmp(&b.name));
-        let staging = Staging::new(context).map_err(failed)?;
+        let staging = Staging::new(context)?;
         let mut loader = Loader { context, stream, kernels, weights, wanted, staging };
         let layers =
             (0..config.layers).map(|index| loader.layer(&config, index)).collect::<std::result::Result<_, _>>()?;
@@ -76,8 +74,8 @@ impl Model {
         let embedding = loader.matrix(&[EMBEDDING.to_owned()], form)?;
         let output = if config.tied { None } else { Some(loader.matrix(&[OUTPUT.to_owned()], form)?) };
         let norm = loader.vector(&[NORM.to_owned()])?;
-        let rotation = rotation(context, &config).map_err(failed)?;
-        stream.wait().map_err(failed)?;
+        let rotation = rotation(context, &config)?;
+        stream.wait()?;
         Ok(Self { embedding, layers, norm, output, rotation, bytes, config })
     }
 
@@ -159,33 +157,32 @@ impl Loader<'_> {
 
     fn matrix(&mut self, names: &[String], form: Form) -> std::result::Result<Matrix, LoadError> {
         let buffer = self.vector(names)?;
-        Matrix::new(buffer, form).map_err(|error| LoadError::Engine { why: error.to_string() })
+        Ok(Matrix::new(buffer, form)?)
     }
 
     /// Tensors one behind the other, in bf16.
     fn vector(&mut self, names: &[String]) -> std::result::Result<Buffer, LoadError> {
-        let failed = |error: CudaError| LoadError::Engine { why: error.to_string() };
         let find = |name: &String| {
             let found = self.wanted.binary_search_by(|want| want.name.as_str().cmp(name));
             self.wanted[found.expect("a tensor of the configuration's list")].clone()
         };
         let parts: Vec<Wanted> = names.iter().map(find).collect();
         let sizes = parts.iter().map(|part| part.shape.iter().product::<usize>());
-        let buffer = Buffer::new(self.context, sizes.clone().sum::<usize>() * 2, &names[0]).map_err(failed)?;
+        let buffer = Buffer::new(self.context, sizes.clone().sum::<usize>() * 2, &names[0])?;
         let mut at = 0;
         for (part, elements) in parts.iter().zip(sizes) {
             let tensor = self.weights.tensor(part);
             match tensor.source() {
                 Source::Drawn { key, middle, width } => {
                     let to = buffer.at(at);
-                    self.kernels.draw_bf16(self.stream, to, elements, key, middle, width).map_err(failed)?;
+                    self.kernels.draw_bf16(self.stream, to, elements, key, middle, width)?;
                 }
-                Source::Bf16(bytes) => self.staging.upload(self.stream, buffer.at(at), bytes).map_err(failed)?,
+                Source::Bf16(bytes) => self.staging.upload(self.stream, buffer.at(at), bytes)?,
                 Source::Other => {
                     let mut values = vec![0.0; elements];
                     tensor.read(0, &mut values)?;
                     let values: Vec<bf16> = values.into_iter().map(bf16::from_f32).collect();
-                    self.staging.upload(self.stream, buffer.at(at), bytemuck::cast_slice(&values)).map_err(failed)?;
+                    self.staging.upload(self.stream, buffer.at(at), bytemuck::cast_slice(&values))?;
                 }
             }
             at += elements * 2;
