@@ -55,7 +55,7 @@ pub(crate) struct Storage {
 #[derive(Clone)]
 struct Opened {
     settings: Settings,
-    lane: Arc<Mutex<StorageLane>>,
+    lane: Arc<StorageLane>,
 }
 
 impl Storage {
@@ -142,7 +142,7 @@ impl Storage {
         };
         if let Some(left) = left {
             // What was begun ends; it may take a while.
-            let closed = tokio::task::spawn_blocking(move || close(&left.lane));
+            let closed = tokio::task::spawn_blocking(move || left.lane.close());
             closed.await.map_err(|error| ControlError::Failed(error.to_string()))?;
         }
         match requests? {
@@ -183,7 +183,7 @@ impl Storage {
     /// send to itself.
     pub(crate) fn close(&self) {
         if let Some(opened) = self.opened().take() {
-            close(&opened.lane);
+            opened.lane.close();
         }
     }
 
@@ -231,7 +231,7 @@ impl Storage {
             let _ = answers.send(Told::Done { op, outcome, samples: Vec::new() });
         });
         let lane = lane.map_err(|error| format!("no thread for L3: {error}"))?;
-        Ok((Opened { settings, lane: Arc::new(Mutex::new(lane)) }, report.to_string()))
+        Ok((Opened { settings, lane: Arc::new(lane) }, report.to_string()))
     }
 
     fn opened(&self) -> MutexGuard<'_, Option<Opened>> {
@@ -247,13 +247,9 @@ impl StorageChange {
     }
 }
 
-fn starter(lane: &Arc<Mutex<StorageLane>>) -> StartStorage {
+fn starter(lane: &Arc<StorageLane>) -> StartStorage {
     let lane = Arc::clone(lane);
-    Box::new(move |op, command| lane.lock().unwrap_or_else(PoisonError::into_inner).submit(op, command))
-}
-
-fn close(lane: &Mutex<StorageLane>) {
-    lane.lock().unwrap_or_else(PoisonError::into_inner).close();
+    Box::new(move |op, command| lane.submit(op, command))
 }
 
 /// A setting as files and flags name it.

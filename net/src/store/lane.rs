@@ -17,7 +17,7 @@ use super::{Identity, Record, Store, lock};
 /// A lane; dropping it withdraws what was not begun, and returns when all is answered.
 pub struct StorageLane {
     shared: Arc<LaneShared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// Takes the answer of a command, on a thread of the lane; must not block for long.
@@ -76,11 +76,11 @@ impl StorageLane {
         assert!(threads > 0, "a lane without threads answers nothing");
         let (queue, changed, answer) = (Mutex::default(), Condvar::new(), Box::new(answer));
         let shared = Arc::new(LaneShared { store, arena, root, threads, queue, changed, answer });
-        let mut lane = Self { shared, threads: Vec::new() };
+        let lane = Self { shared, threads: Mutex::default() };
         for number in 0..threads {
             let shared = Arc::clone(&lane.shared);
             let thread = std::thread::Builder::new().name(format!("storage-{number}"));
-            lane.threads.push(thread.spawn(move || shared.run())?);
+            lock(&lane.threads).push(thread.spawn(move || shared.run())?);
         }
         Ok(lane)
     }
@@ -99,7 +99,7 @@ impl StorageLane {
     }
 
     /// Withdraws what was not begun; what was begun ends as ever. Each command has its answer when this returns.
-    pub fn close(&mut self) {
+    pub fn close(&self) {
         let tasks = {
             let mut queue = lock(&self.shared.queue);
             queue.is_closed = true;
@@ -115,7 +115,7 @@ impl StorageLane {
                 }
             }
         }
-        for thread in self.threads.drain(..) {
+        for thread in lock(&self.threads).drain(..) {
             // A panic was reported where it happened.
             let _ = thread.join();
         }
