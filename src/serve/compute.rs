@@ -80,7 +80,7 @@ pub(crate) fn start(ready: Ready, inbox: Mailbox) -> std::io::Result<Sender<Comp
     let (tasks, queue) = channel();
     let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
     match ready {
-        Ready::Cpu { mut engine, device } => {
+        Ready::Cpu { mut engine, device, .. } => {
             thread("compute").spawn(move || {
                 for task in queue {
                     if let Some((op, mut batch)) = prepare!(engine, task) {

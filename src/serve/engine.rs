@@ -1,41 +1,55 @@
 //! The engine behind a worker: the CPU's or a GPU's, chosen when the model is loaded.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use pd_core::batch::{Batch, Run};
-use pd_core::cost::Cost;
-use pd_core::id::{Epoch, GpuPage, RequestId, Token};
+use pd_core::cost::{Cost, DecodePolynomial, Polynomial};
+use pd_core::id::Epoch;
 use pd_gpu::cuda::{CopyLane, CudaModel, CudaOptions, CudaPool, Pinned};
-use pd_gpu::{CpuEngine, CudaEngine, EngineError, Geometry, Sampling};
+use pd_gpu::{CpuEngine, CudaEngine, Geometry};
 use pd_sync::{Arena, Device};
+
+use super::trial::{Shape, Trial};
 
 /// A model in memory, for any number of workers.
 pub(crate) enum Loaded {
-    Cpu(Box<CpuEngine>),
+    Cpu { engine: Box<CpuEngine>, cost: Cost },
     Cuda { model: Arc<CudaModel>, options: CudaOptions },
 }
 
 /// One worker's engine, before it has memory for KV.
 pub(crate) enum Engine {
-    Cpu(Box<CpuEngine>),
+    Cpu { engine: Box<CpuEngine>, cost: Cost },
     Cuda(Box<CudaEngine>),
 }
 
 /// One worker's engine with its L1.
 pub(crate) enum Ready {
-    Cpu { engine: Box<CpuEngine>, device: Arc<Arena> },
+    Cpu { engine: Box<CpuEngine>, cost: Cost, device: Arc<Arena> },
     Cuda { engine: Box<CudaEngine>, device: Arc<Arena>, pool: Arc<CudaPool> },
 }
 
 impl Loaded {
+    /// A model on the CPU, which all its workers share: what steps cost is measured here, once.
+    ///
+    /// # Errors
+    /// If the engine cannot compute.
+    pub(crate) fn cpu(engine: CpuEngine) -> Result<Self, String> {
+        // In memory of its own: that of a worker is taken from the system when it is used.
+        let geometry = engine.geometry();
+        let pages = ((CACHED_CHUNKS + 1) * CPU_TOKENS + MEASURED_STEPS).div_ceil(geometry.page_size) + 1;
+        let arena = Arena::new(geometry.page_bytes(geometry.page_size), pages);
+        let arena = arena.map_err(|error| error.to_string())?;
+        let cost = measure(&mut Trial::cpu(&mut engine.sibling(), &arena), CPU_TOKENS, 0)?;
+        Ok(Self::Cpu { engine: Box::new(engine), cost })
+    }
+
     /// An engine for a worker.
     ///
     /// # Errors
     /// What the GPU lacks.
     pub(crate) fn engine(&self) -> Result<Engine, String> {
         match self {
-            Self::Cpu(engine) => Ok(Engine::Cpu(Box::new(engine.sibling()))),
+            Self::Cpu { engine, cost } => Ok(Engine::Cpu { engine: Box::new(engine.sibling()), cost: cost.clone() }),
             Self::Cuda { model, options } => {
                 let engine = CudaEngine::new(model, *options).map_err(|error| error.to_string())?;
                 Ok(Engine::Cuda(Box::new(engine)))
@@ -46,7 +60,7 @@ impl Loaded {
     /// Where it computes, for the banner.
     pub(crate) fn device(&self) -> String {
         match self {
-            Self::Cpu(_) => "CPU".to_owned(),
+            Self::Cpu { .. } => "CPU".to_owned(),
             Self::Cuda { model, .. } => {
                 let context = model.context();
                 format!("GPU {}, {}", context.ordinal(), context.name)
@@ -58,14 +72,14 @@ impl Loaded {
 impl Engine {
     pub(crate) fn geometry(&self) -> &Geometry {
         match self {
-            Self::Cpu(engine) => engine.geometry(),
+            Self::Cpu { engine, .. } => engine.geometry(),
             Self::Cuda(engine) => engine.geometry(),
         }
     }
 
     pub(crate) fn fingerprint(&self) -> &str {
         match self {
-            Self::Cpu(engine) => engine.fingerprint(),
+            Self::Cpu { engine, .. } => engine.fingerprint(),
             Self::Cuda(engine) => engine.fingerprint(),
         }
     }
@@ -76,7 +90,7 @@ impl Engine {
     /// What the GPU says.
     pub(crate) fn device_bytes(&self, fraction: f64) -> Result<Option<u64>, String> {
         match self {
-            Self::Cpu(_) => Ok(None),
+            Self::Cpu { .. } => Ok(None),
             Self::Cuda(engine) => engine.kv_bytes(fraction).map(Some).map_err(|error| error.to_string()),
         }
     }
@@ -93,7 +107,7 @@ impl Engine {
         memory: impl FnOnce() -> Result<Arc<Arena>, String>,
     ) -> Result<Ready, String> {
         match self {
-            Self::Cpu(engine) => Ok(Ready::Cpu { engine, device: memory()? }),
+            Self::Cpu { engine, cost } => Ok(Ready::Cpu { engine, cost, device: memory()? }),
             Self::Cuda(mut engine) => {
                 let pool = engine.allocate(pages).map_err(|error| error.to_string())?;
                 let memory = Arc::clone(&pool) as Arc<dyn Device>;
@@ -129,93 +143,76 @@ impl Ready {
         Ok(Some([lane()?, lane()?]))
     }
 
-    /// What steps cost, measured with one chunk and a few steps, before anybody uses the engine. Policies compare it with
-    /// the cost of loading KV, so an estimate will do.
+    /// To measure steps with, before anybody uses the engine.
+    pub(crate) fn trial(&mut self) -> Trial<'_> {
+        match self {
+            Self::Cpu { engine, device, .. } => Trial::cpu(engine, device),
+            Self::Cuda { engine, pool, .. } => Trial::cuda(engine, pool.pages()),
+        }
+    }
+
+    /// The numbers of sequences, up to one, that decode steps are padded to.
+    pub(crate) fn graph_batches(&self, most: u32) -> Vec<u32> {
+        match self {
+            Self::Cpu { .. } => (1..=most).collect(),
+            Self::Cuda { engine, .. } => engine.graph_batches().filter(|batch| *batch <= most).collect(),
+        }
+    }
+
+    /// What steps cost, measured with two chunks and a few steps, before anybody uses the engine; for a CPU when the model
+    /// was loaded. Policies compare it with the cost of loading KV, so an estimate will do.
     ///
     /// # Errors
     /// If the engine cannot compute.
-    pub(crate) fn measure(&mut self) -> Result<Cost, String> {
+    pub(crate) fn cost(&mut self) -> Result<Cost, String> {
         match self {
-            Self::Cpu { engine, .. } => {
-                // In memory of its own: that of the worker is taken from the system when it is used.
-                let geometry = engine.geometry();
-                let pages = (CPU_TOKENS + MEASURED_STEPS).div_ceil(geometry.page_size) + 1;
-                let arena = Arena::new(geometry.page_bytes(geometry.page_size), pages);
-                let arena = arena.map_err(|error| error.to_string())?;
-                Trial::Cpu(&mut engine.sibling(), &arena).measure(CPU_TOKENS)
-            }
+            Self::Cpu { cost, .. } => Ok(cost.clone()),
             Self::Cuda { engine, pool, .. } => {
-                let room = (pool.pages() * engine.geometry().page_size).saturating_sub(MEASURED_STEPS);
-                let tokens = CUDA_TOKENS.min(room).min(engine.rows_max());
-                Trial::Cuda(engine).measure(tokens)
+                let tokens = CUDA_TOKENS.min(engine.rows_max());
+                measure(&mut Trial::cuda(engine, pool.pages()), tokens, 1)
             }
         }
     }
 }
 
-/// An engine that is measured.
-enum Trial<'a> {
-    Cpu(&'a mut CpuEngine, &'a Arena),
-    Cuda(&'a mut CudaEngine),
-}
-
-impl Trial<'_> {
-    fn measure(mut self, tokens: u32) -> Result<Cost, String> {
-        let geometry = match &self {
-            Self::Cpu(engine, _) => engine.geometry().clone(),
-            Self::Cuda(engine) => engine.geometry().clone(),
-        };
-        let chunk = tokens.min(geometry.context / 2).max(1);
-        let pages = (chunk + MEASURED_STEPS).div_ceil(geometry.page_size);
-        let request = RequestId(0);
-        let prompt: Vec<Token> = (0..chunk).map(|at| Token(at % geometry.vocab)).collect();
-        let table: Vec<GpuPage> = (0..pages).map(GpuPage).collect();
-        // The first time, what is only made ready at its first use is in the way.
-        let mut best = (u64::MAX, u64::MAX);
-        for _ in 0..TRIALS {
-            self.admit(request, &prompt).map_err(|error| error.to_string())?;
-            best.0 = best.0.min(self.step(Run::new(request, 0, chunk, true, 0), &table)?);
-            for at in 0..MEASURED_STEPS {
-                best.1 = best.1.min(self.step(Run::new(request, chunk + at, 1, true, pages), &[])?);
-            }
-            self.forget(request);
-        }
-        let (prefill, decode) = best;
-        let token_ns = prefill.saturating_sub(decode) / u64::from(chunk);
-        Ok(Cost::fixed(decode.max(1), token_ns.max(1), decode.max(1), u64::from(geometry.context)))
-    }
-
-    fn admit(&mut self, request: RequestId, prompt: &[Token]) -> Result<(), EngineError> {
-        match self {
-            Self::Cpu(engine, _) => engine.admit(request, prompt, Sampling::greedy()),
-            Self::Cuda(engine) => engine.admit(request, prompt, Sampling::greedy()),
-        }
-    }
-
-    fn forget(&mut self, request: RequestId) {
-        match self {
-            Self::Cpu(engine, _) => engine.forget(request),
-            Self::Cuda(engine) => engine.forget(request),
-        }
-    }
-
-    /// Nanoseconds of a forward.
-    fn step(&mut self, run: Run, pages: &[GpuPage]) -> Result<u64, String> {
-        let mut batch = Batch::default();
-        batch.push(run, pages);
-        let begin = Instant::now();
-        let computed = match self {
-            Self::Cpu(engine, arena) => engine.forward(&mut batch, arena),
-            Self::Cuda(engine) => engine.forward(&mut batch),
-        };
-        computed.map_err(|error| error.to_string())?;
-        Ok(u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX))
-    }
+/// A cost that computes like this engine, as far as two chunks and some decode steps tell. The first times of a CPU are
+/// good enough; a GPU gets its kernels ready first.
+fn measure(trial: &mut Trial<'_>, tokens: u32, warm: u32) -> Result<Cost, String> {
+    let context = trial.geometry().context;
+    let chunk = tokens.min(context / 2).max(1);
+    let room = u64::from(context).min(trial.tokens()).saturating_sub(u64::from(chunk) + 1);
+    let cached = (CACHED_CHUNKS * chunk).min(room as u32);
+    let mut of = |shape: &Shape, count| {
+        let times = trial.steps(shape, warm, count)?;
+        Ok::<_, String>(times.iter().map(|times| times.step_ns).min().unwrap_or(u64::MAX))
+    };
+    let decode_ns = of(&Shape { contexts: vec![chunk], ..Shape::default() }, MEASURED_STEPS)?.max(1);
+    let prefill = |cached| Shape { chunks: vec![[cached, chunk]], ends: 1, ..Shape::default() };
+    let first_ns = of(&prefill(0), 1)?;
+    let behind_ns = of(&prefill(cached), 1)?;
+    let (chunk, cached) = (u64::from(chunk), u64::from(cached));
+    let ps = |ns: u64| ns.saturating_mul(1_000);
+    let pair_ps = ps(behind_ns.saturating_sub(first_ns)) / (2 * cached * chunk).max(1);
+    let token_ps = ps(first_ns.saturating_sub(decode_ns)).saturating_sub(pair_ps * chunk * chunk) / chunk;
+    let decode = DecodePolynomial { step_ps: ps(decode_ns), ..DecodePolynomial::default() };
+    Ok(Cost::polynomial(Polynomial {
+        prefill_request_ps: ps(decode_ns),
+        prefill_token_ps: token_ps.max(1_000),
+        prefill_pair_ps: pair_ps,
+        decode_small: decode,
+        decode_large: decode,
+        large_batch: u64::MAX,
+        kv_bytes_per_token: 1,
+        kv_tokens: u64::from(context),
+        ..Polynomial::default()
+    }))
 }
 
 /// What is computed to see what computing costs, on a CPU.
 const CPU_TOKENS: u32 = 64;
-/// And on a GPU: a prompt for which attention counts, as it does where loading is weighed against computing.
-const CUDA_TOKENS: u32 = 8192;
+/// And on a GPU: enough to fill it.
+const CUDA_TOKENS: u32 = 4096;
+/// Once behind nothing, once behind so many times as many tokens: a prompt for which attention counts, as it does where
+/// loading is weighed against computing.
+const CACHED_CHUNKS: u32 = 3;
 const MEASURED_STEPS: u32 = 4;
-const TRIALS: u32 = 2;

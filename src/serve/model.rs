@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use pd_gpu::cuda::{CudaModel, CudaOptions};
 use pd_gpu::{CpuEngine, Element, ModelSource, Options as EngineOptions, Weights};
+use pd_net::store::read_bytes_per_second;
 use pd_net::text::{Files, Text};
 
 use super::engine::Loaded;
@@ -27,6 +28,8 @@ pub(crate) struct Model {
     pub(crate) architectures: Vec<String>,
     /// What was loaded, for the banner.
     pub(crate) about: String,
+    /// Bytes per second at which the folder of L3 can be read, measured before anybody uses it.
+    pub(crate) storage_reads: Option<u64>,
 }
 
 impl Model {
@@ -36,52 +39,17 @@ impl Model {
     /// What is wrong with the folder, with file and tensor.
     pub(crate) fn load(options: &Options) -> Result<Self, String> {
         let begin = Instant::now();
-        let is_dummy = options.load_format.unwrap_or_default() == LoadFormat::Dummy;
-        let (source, config) = match &options.model_path {
-            Some(folder) => {
-                let file = folder.join("config.json");
-                let config = std::fs::read(&file).map_err(|error| missing(folder, &file, &error))?;
-                if is_dummy {
-                    let text =
-                        String::from_utf8(config.clone()).map_err(|_| format!("{}: not UTF-8", file.display()))?;
-                    (ModelSource::Dummy { config: text, seed: options.random_seed.unwrap_or(0) }, config)
-                } else {
-                    (ModelSource::Folder(folder.clone()), config)
-                }
-            }
-            None if is_dummy => {
-                let text = String::from_utf8_lossy(tiny::CONFIG).into_owned();
-                (ModelSource::Dummy { config: text, seed: options.random_seed.unwrap_or(0) }, tiny::CONFIG.to_vec())
-            }
-            None => (tiny::source(), tiny::CONFIG.to_vec()),
-        };
-        let weights = Weights::open(&source).map_err(|error| error.to_string())?;
+        let (weights, config) = open(options)?;
         let text = match &options.model_path {
             Some(folder) => Text::from_folder(folder),
             None => Text::from_files(&tiny_files()),
         };
         let text = Arc::new(text.map_err(|error| error.to_string())?);
-        let kv = match options.kv_cache_dtype.unwrap_or_default() {
-            Dtype::Float32 => Element::F32,
-            Dtype::Auto | Dtype::Bfloat16 => Element::Bf16,
-        };
-        let in_memory = match options.dtype.unwrap_or_default() {
-            Dtype::Auto => None,
-            Dtype::Bfloat16 => Some(Element::Bf16),
-            Dtype::Float32 => Some(Element::F32),
-        };
-        let page_size = options.page_size.unwrap_or(PAGE_TOKENS);
-        if !page_size.is_power_of_two() {
-            return Err(format!("--page-size is {page_size}; it must be a power of two"));
-        }
-        let engine = load(options, &weights, page_size, kv, in_memory)?;
+        let engine = load(options, &weights)?;
         let facts: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
         let path = options.model_path.as_ref().map_or_else(|| "built in".to_owned(), |path| path.display().to_string());
-        let name = options.served_model_name.clone().unwrap_or_else(|| match &options.model_path {
-            Some(folder) => folder.file_name().map_or_else(|| path.clone(), |name| name.to_string_lossy().into_owned()),
-            None => tiny::NAME.to_owned(),
-        });
-        let what = if is_dummy { "random weights" } else { "weights" };
+        let name = options.served_model_name.clone().unwrap_or_else(|| name(options));
+        let what = if is_dummy(options) { "random weights" } else { "weights" };
         let about = format!("{path}, {what} {}, in {:.2} s", bytes(weights.bytes()), begin.elapsed().as_secs_f64());
         if !std::io::stderr().is_terminal() {
             // Where there is no bar to see.
@@ -96,23 +64,70 @@ impl Model {
             model_type: facts["model_type"].as_str().unwrap_or("llama").to_owned(),
             architectures: architectures.filter_map(|name| Some(name.as_str()?.to_owned())).collect(),
             about,
+            storage_reads: options.hicache_storage_dir.as_deref().and_then(read_bytes_per_second),
         })
     }
 }
 
+/// The weights that the options name, and the text of their config.json.
+///
+/// # Errors
+/// What is wrong with the folder, with file and tensor.
+pub(crate) fn open(options: &Options) -> Result<(Weights, Vec<u8>), String> {
+    let dummy = |config: &[u8], file: &Path| {
+        let text = String::from_utf8(config.to_vec()).map_err(|_| format!("{}: not UTF-8", file.display()))?;
+        Ok::<_, String>(ModelSource::Dummy { config: text, seed: options.random_seed.unwrap_or(0) })
+    };
+    let (source, config) = match &options.model_path {
+        Some(folder) => {
+            let file = folder.join("config.json");
+            let config = std::fs::read(&file).map_err(|error| missing(folder, &file, &error))?;
+            let source = if is_dummy(options) { dummy(&config, &file)? } else { ModelSource::Folder(folder.clone()) };
+            (source, config)
+        }
+        None if is_dummy(options) => (dummy(tiny::CONFIG, Path::new(tiny::NAME))?, tiny::CONFIG.to_vec()),
+        None => (tiny::source(), tiny::CONFIG.to_vec()),
+    };
+    Ok((Weights::open(&source).map_err(|error| error.to_string())?, config))
+}
+
+/// The name of a model that was given none.
+pub(crate) fn name(options: &Options) -> String {
+    match &options.model_path {
+        Some(folder) => {
+            folder.file_name().map_or_else(|| folder.display().to_string(), |name| name.to_string_lossy().into_owned())
+        }
+        None => tiny::NAME.to_owned(),
+    }
+}
+
+fn is_dummy(options: &Options) -> bool {
+    options.load_format.unwrap_or_default() == LoadFormat::Dummy
+}
+
 /// Brings weights to where they are computed with.
-fn load(
-    options: &Options,
-    weights: &Weights,
-    page_size: u32,
-    kv: Element,
-    in_memory: Option<Element>,
-) -> Result<Loaded, String> {
+///
+/// # Errors
+/// Which option cannot be met, or what the device lacks.
+pub(crate) fn load(options: &Options, weights: &Weights) -> Result<Loaded, String> {
+    let kv = match options.kv_cache_dtype.unwrap_or_default() {
+        Dtype::Float32 => Element::F32,
+        Dtype::Auto | Dtype::Bfloat16 => Element::Bf16,
+    };
+    let in_memory = match options.dtype.unwrap_or_default() {
+        Dtype::Auto => None,
+        Dtype::Bfloat16 => Some(Element::Bf16),
+        Dtype::Float32 => Some(Element::F32),
+    };
+    let page_size = options.page_size.unwrap_or(PAGE_TOKENS);
+    if !page_size.is_power_of_two() {
+        return Err(format!("--page-size is {page_size}; it must be a power of two"));
+    }
     let on_cpu = || {
         let threads = options.threads.and_then(|threads| NonZeroUsize::new(threads as usize));
         let engine = EngineOptions { page_size, kv, weights: in_memory, threads, isa: None };
         let engine = watched(weights, || CpuEngine::new(weights, engine));
-        engine.map(|engine| Loaded::Cpu(Box::new(engine))).map_err(|error| error.to_string())
+        engine.map_err(|error| error.to_string()).and_then(Loaded::cpu)
     };
     let on_gpu = |ordinal: u32| {
         if kv == Element::F32 || in_memory == Some(Element::F32) {

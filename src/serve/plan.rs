@@ -12,7 +12,6 @@ use pd_core::key::Namespace;
 use pd_core::message::Layout;
 use pd_gpu::Geometry;
 
-use super::disk;
 use super::options::{Backend, Options};
 use super::storage::default_size;
 
@@ -45,7 +44,7 @@ pub(crate) struct Memory {
     pub(crate) device: Option<u64>,
 }
 
-/// Makes the plan of a worker.
+/// Makes the plan of a worker. `storage_reads` are the bytes per second at which L3 was measured to be read.
 ///
 /// # Errors
 /// Which option cannot be met, and what would do.
@@ -55,6 +54,7 @@ pub(crate) fn plan(
     geometry: &Geometry,
     fingerprint: &str,
     memory: Memory,
+    storage_reads: Option<u64>,
 ) -> Result<Plan, String> {
     let page_size = geometry.page_size;
     let page_bytes = geometry.page_bytes(page_size);
@@ -113,11 +113,10 @@ pub(crate) fn plan(
         ..Namespace::default()
     };
     let is_gpu = memory.device.is_some();
-    let measured = options.hicache_storage_dir.as_deref().and_then(disk::read_bytes_per_second);
-    if let Some(rate) = measured {
+    if let Some(rate) = storage_reads {
         choices.push(("L3 reads", format!("{}/s, measured: what a fetch is weighed with", bytes(rate))));
     }
-    let storage_bytes_per_second = measured.unwrap_or(if is_gpu { 4_000_000_000 } else { 1_500_000_000 });
+    let storage_bytes_per_second = storage_reads.unwrap_or(if is_gpu { 4_000_000_000 } else { 1_500_000_000 });
     let kv = KvConfig::default();
     let sched = SchedConfig::default();
     let transfer = TransferConfig::default();

@@ -71,7 +71,7 @@ pub(crate) async fn start(options: &Options, model: &Model, sharers: u32, runtim
     let memory =
         Memory { host: free_memory(), device: engine.device_bytes(fraction)?.map(|bytes| bytes / u64::from(sharers)) };
     let Plan { config, namespace, page_bytes, storage_bytes, mut choices } =
-        plan(options, identity, &geometry, engine.fingerprint(), memory)?;
+        plan(options, identity, &geometry, engine.fingerprint(), memory, model.storage_reads)?;
     choices.insert(0, ("device", model.engine.device()));
     let arena = |pages: u32, tier: &str| {
         Arena::new(page_bytes, pages).map(Arc::new).map_err(|error| format!("no memory for {tier}: {error}"))
@@ -90,7 +90,7 @@ pub(crate) async fn start(options: &Options, model: &Model, sharers: u32, runtim
     let mut ready = engine.with_pages(config.kv.gpu_pages, has_peers.then_some(config.epoch), || {
         if has_peers { peers::memory(options, &config, page_bytes) } else { arena(config.kv.gpu_pages, "L1") }
     })?;
-    let cost = ready.measure()?;
+    let cost = ready.cost()?;
     let device = Arc::clone(ready.device());
     peers = if has_peers { Some(peers::start(options, &config, &device, &inbox, runtime).await?) } else { None };
     let storage = Arc::new(Storage::new(&config.kv, &host_memory, &inbox));

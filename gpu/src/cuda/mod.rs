@@ -258,6 +258,11 @@ impl CudaEngine {
         self.limits.rows as u32
     }
 
+    /// Numbers of rows that decode steps were recorded for; all others are padded to the next.
+    pub fn graph_batches(&self) -> impl Iterator<Item = u32> {
+        self.graphs.keys().map(|rows| *rows as u32)
+    }
+
     /// The GPU that it computes on.
     #[must_use]
     pub fn context(&self) -> &Context {

@@ -39,6 +39,7 @@ mod load;
 mod log;
 mod owners;
 mod peers;
+mod rate;
 mod read;
 mod reclaim;
 mod snapshot;
@@ -47,6 +48,7 @@ mod walk;
 
 pub use lane::StorageLane;
 pub use load::{OpenReport, StoreError};
+pub use rate::{measure, read_bytes_per_second};
 
 use faults::Faults;
 use file::Buffers;
