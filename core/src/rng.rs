@@ -58,6 +58,8 @@ pub enum Stream {
     Stray = 35,
     /// Plans of a swarm.
     Swarm = 64,
+    /// Steps that a measured cost is held against.
+    Probe = 65,
 }
 
 /// A deterministic generator (ChaCha8), equal on every platform.

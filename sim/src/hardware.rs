@@ -10,8 +10,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use pd_core::cost::{Cost, CostError, Disk, Hardware, Link, Model};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 /// A folder with `hw/` and `models/`.
@@ -169,7 +169,7 @@ impl Kind {
         }
     }
 
-    fn word(self) -> &'static str {
+    const fn word(self) -> &'static str {
         match self {
             Self::Gpu => "gpu",
             Self::Link => "link",
@@ -177,6 +177,15 @@ impl Kind {
             Self::Model => "model",
         }
     }
+}
+
+/// The text of a file: a line of `about` as its comment, the kind, the values.
+///
+/// # Errors
+/// If a value is larger than TOML's integers.
+pub fn to_toml<T: Serialize>(kind: Kind, about: &str, values: &T) -> Result<String, toml::ser::Error> {
+    let values = toml::to_string(values)?;
+    Ok(format!("# {about}\nkind = \"{}\"\n{values}", kind.word()))
 }
 
 /// Why a file could not be used.

@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod append_map;
+pub mod calibrate;
 pub mod check;
 pub mod disk;
 pub mod dump;
