@@ -1,12 +1,14 @@
 //! `pd router`: one address in front of many workers.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use pd_core::cost::Cost;
 use pd_core::router::Policy;
-use pd_net::router::{self, RouterConfig, RouterHooks};
+use pd_net::router::{self, Measured, RouterConfig, RouterHooks};
+use pd_sim::hardware::Library;
 use pd_sim::journal::{Life, Who};
 use tokio::sync::oneshot;
 
@@ -82,6 +84,10 @@ options! {
         /// Port to listen at, 30000 by default; 0 takes a free one.
         #[arg(env = "PD_ROUTER_PORT", value_name = "PORT")]
         port: u16,
+        /// What `pd probe` wrote about the workers' machine: what prompts, steps and hand-offs cost, for policies that weigh
+        /// them. A guess at a model of 8 billion weights on one H100 if not given.
+        #[arg(env = "PD_ROUTER_HARDWARE", value_name = "DIR")]
+        hardware: PathBuf,
         /// Record each input of the router for `pd replay`.
         #[arg(env = "PD_ROUTER_JOURNAL", value_name = "FILE")]
         journal: PathBuf,
@@ -91,6 +97,22 @@ options! {
 /// What a file says to `pd router`.
 pub(super) fn read(file: &File) -> Result<(Own, Logs, RouterConfig), String> {
     Ok((file.part::<Own>()?, file.part::<Logs>()?, file.rest(&[Own::KEYS, Logs::KEYS])?))
+}
+
+/// What a probe wrote into a folder.
+fn measured(folder: &Path) -> Result<(Cost, Measured), String> {
+    let file = |name: &str| folder.join(name).display().to_string();
+    let library = Library::new(folder);
+    let cost = library.cost(&file("gpu.toml"), &file("model.toml"), 1).map_err(|error| error.to_string())?;
+    // Where there is no second GPU, there is no link to one.
+    let near = file("near.toml");
+    let link = if Path::new(&near).exists() {
+        Some(library.link(&near).map_err(|error| error.to_string())?.cost())
+    } else {
+        None
+    };
+    let token_bytes = cost.kv_bytes_per_token();
+    Ok((cost, Measured { token_bytes, link }))
 }
 
 impl Router {
@@ -111,6 +133,12 @@ impl Router {
         if !self.prefill.is_empty() {
             config.prefill = pairs(&self.prefill);
         }
+        let mut hooks = RouterHooks::default();
+        if let Some(folder) = &own.hardware {
+            let (cost, measured) = measured(folder)?;
+            hooks.cost = cost;
+            config.measured = Some(measured);
+        }
         let config = config.with_life();
         config.check().map_err(|error| error.to_string())?;
         let runtime = runtime()?;
@@ -121,7 +149,6 @@ impl Router {
             let mut signals = Signals::listen()?;
             eprintln!("pd {} routes at http://{address}", env!("CARGO_PKG_VERSION"));
             let (close, closed) = oneshot::channel::<()>();
-            let mut hooks = RouterHooks::default();
             if let Some(path) = &own.journal {
                 let life = Life::router(&config.machine(), &hooks.cost);
                 let journal = Journal::begin(path, &format!("router at {address}"), Who::Router, &life)

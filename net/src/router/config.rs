@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use pd_core::cost::LinkCost;
 use pd_core::id::Epoch;
 use pd_core::router::{self as core_router, Policy};
 
@@ -99,6 +100,9 @@ pub struct RouterConfig {
     pub shutdown_grace_period_secs: f64,
     /// Seed of random choices.
     pub seed: u64,
+    /// What was measured of its workers; a guess if absent.
+    #[serde(skip)]
+    pub measured: Option<Measured>,
     /// Which life of the router this is, below 2^23; drawn at the start if absent. Rooms of two lives never meet.
     pub epoch: Option<u32>,
 }
@@ -113,6 +117,15 @@ pub struct RouterConfigError {
     pub value: String,
     /// What it must be.
     pub must: String,
+}
+
+/// What is known of the workers' hardware, beside what steps cost there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Measured {
+    /// Bytes of KV per token.
+    pub token_bytes: u64,
+    /// Cost of the link between workers.
+    pub link: Option<LinkCost>,
 }
 
 impl Default for RouterConfig {
@@ -159,6 +172,7 @@ impl Default for RouterConfig {
             send_rid: true,
             shutdown_grace_period_secs: 180.0,
             seed: 0,
+            measured: None,
             epoch: None,
         }
     }
@@ -268,7 +282,10 @@ impl RouterConfig {
             other @ (Policy::Random | Policy::RoundRobin | Policy::PowerOfTwo | Policy::CacheAware) => other,
         });
         let ms = Duration::from_millis;
+        let guess = core_router::RouterConfig::default();
         core_router::RouterConfig {
+            token_bytes: self.measured.as_ref().map_or(guess.token_bytes, |measured| measured.token_bytes),
+            link: self.measured.as_ref().and_then(|measured| measured.link).unwrap_or(guess.link),
             epoch,
             seed: self.seed,
             policy,
@@ -289,7 +306,7 @@ impl RouterConfig {
             breaker_open: secs(self.cb_timeout_duration_secs),
             breaker_successes: self.cb_success_threshold,
             load_report_max_age: secs(self.load_monitor_interval_secs * 2.5),
-            ..core_router::RouterConfig::default()
+            ..guess
         }
     }
 

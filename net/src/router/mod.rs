@@ -58,7 +58,7 @@ use pd_core::pump::{Step, Tap};
 use pd_core::router::{Router, RouterInput};
 use pd_core::time::Instant;
 
-pub use config::{RouterConfig, RouterConfigError};
+pub use config::{Measured, RouterConfig, RouterConfigError};
 pub use discover::DiscoveryError;
 pub use keys::{Keyed, Keyer, PromptContent, PromptView, TextKeyer};
 
