@@ -1,6 +1,7 @@
 //! The `pd` command.
 
 mod cli;
+mod probe;
 mod progress;
 mod serve;
 mod settings;

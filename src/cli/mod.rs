@@ -6,6 +6,7 @@ mod doctor;
 mod inspect;
 mod outputs;
 mod plan;
+mod probe;
 mod process;
 mod replay;
 mod router;
@@ -42,6 +43,7 @@ enum Command {
     Swarm(swarm::Swarm),
     Plan(Box<plan::Plan>),
     Doctor(doctor::Doctor),
+    Probe(Box<probe::Probe>),
     /// Live a recorded run again and compare every step.
     Replay(replay::Replay),
     /// Find the first thing in which two runs differ.
@@ -64,6 +66,7 @@ pub(crate) fn run() -> ExitCode {
         | Command::Swarm(_)
         | Command::Plan(_)
         | Command::Doctor(_)
+        | Command::Probe(_)
         | Command::Replay(_)
         | Command::Diff(_)
         | Command::Trace(_) => {}
@@ -77,6 +80,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Swarm(swarm) => swarm.run(),
         Command::Plan(plan) => plan.run(),
         Command::Doctor(doctor) => doctor.run(),
+        Command::Probe(probe) => probe.run(),
         Command::Replay(replay) => replay.run(),
         Command::Diff(diff) => diff.run(),
         Command::Trace(trace) => trace.run(),
