@@ -1,4 +1,4 @@
-//! How fast the CUDA engine is by itself: `cargo run --release -p pd-gpu --example cuda [config.json]`.
+//! How fast the CUDA engine is by itself: `cargo run --release -p pd-gpu --example cuda [config.json] [--fast-math]`.
 //!
 //! Llama-3.1-8B's shape with weights from a seed, greedy. Printed are the time to start, the time of a decode step by
 //! batch (context 1,024 to 1,280, one batch ahead), and the time to the first token by prompt length and chunk. The
@@ -22,15 +22,17 @@ const PAGE: u32 = 16;
 const ROWS: u32 = 8192;
 
 fn main() {
-    let config = std::env::args().nth(1).map_or_else(
+    let (flags, paths): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|word| word == "--fast-math");
+    let fast_math = !flags.is_empty();
+    let config = paths.first().map_or_else(
         || LLAMA.to_owned(),
-        |path| std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}")),
+        |path| std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}")),
     );
     let begin = Instant::now();
     let weights = Weights::open(&ModelSource::Dummy { config, seed: 1 }).unwrap_or_else(|error| panic!("{error}"));
     let model = CudaModel::load(0, &weights).unwrap_or_else(|error| panic!("{error}"));
     let loaded = begin.elapsed();
-    let options = CudaOptions { page_size: PAGE, rows_max: ROWS, sequences_max: 256, context: Some(32_768) };
+    let options = CudaOptions { page_size: PAGE, rows_max: ROWS, sequences_max: 256, context: Some(32_768), fast_math };
     let mut engine = CudaEngine::new(&model, options).unwrap_or_else(|error| panic!("{error}"));
     let prepared = begin.elapsed();
     let page_bytes = engine.geometry().page_bytes(PAGE) as u64;

@@ -124,6 +124,9 @@ pub(crate) fn load(options: &Options, weights: &Weights) -> Result<Loaded, Strin
         return Err(format!("--page-size is {page_size}; it must be a power of two"));
     }
     let on_cpu = || {
+        if options.fast_math == Some(true) {
+            return Err("a CPU has one kind of products: leave out --fast-math, or take --device cuda".into());
+        }
         let threads = options.threads.and_then(|threads| NonZeroUsize::new(threads as usize));
         let engine = EngineOptions { page_size, kv, weights: in_memory, threads, isa: None };
         let engine = watched(weights, || CpuEngine::new(weights, engine));
@@ -139,7 +142,8 @@ pub(crate) fn load(options: &Options, weights: &Weights) -> Result<Loaded, Strin
         let sequences_max = options.max_running_requests.unwrap_or(CUDA_RUNNING_MAX);
         let chunk = options.chunked_prefill_size.unwrap_or(CUDA_CHUNK_TOKENS);
         let rows_max = chunk.saturating_add(sequences_max);
-        let options = CudaOptions { page_size, rows_max, sequences_max, context: options.context_length };
+        let (context, fast_math) = (options.context_length, options.fast_math.unwrap_or(false));
+        let options = CudaOptions { page_size, rows_max, sequences_max, context, fast_math };
         Ok(Loaded::Cuda { model, options })
     };
     match options.device.unwrap_or_default() {

@@ -1,7 +1,7 @@
 //! Matrix products by cuBLASLt: `Y[m, n] = X[m, k] W[n, k]^T (+ Y)` in bf16 with f32 sums.
 //!
-//! Only algorithms that sum each element in one piece are asked for (no split of k): on Hopper these give a row the same
-//! bits whatever the number of rows, which [`super::products`] checks at the start.
+//! Unless asked otherwise, only algorithms that sum each element in one piece are asked for (no split of k): on Hopper
+//! these give a row the same bits whatever the number of rows, which [`super::products`] checks at the start.
 
 use std::ffi::c_void;
 use std::fmt;
@@ -86,23 +86,23 @@ impl Blas {
         Ok(Self { handle, workspace: Buffer::new(context, WORKSPACE_BYTES, "cuBLASLt's workspace")?, version })
     }
 
-    /// Ways to compute a problem without splitting k, in the order of the library's expectation.
+    /// Ways to compute a problem, in the order of the library's expectation; those that split k only if `may_split`.
     ///
     /// # Errors
     /// If there is none.
-    pub(crate) fn algorithms(&self, problem: &Problem, most: usize) -> Result<Vec<Algorithm>> {
+    pub(crate) fn algorithms(&self, problem: &Problem, most: usize, may_split: bool) -> Result<Vec<Algorithm>> {
         use sys::cublasLtMatmulPreferenceAttributes_t as P;
         let about = || problem.to_string();
         let mut preference = std::ptr::null_mut();
         lt!(cublasLtMatmulPreferenceCreate(&mut preference); about())?;
         let workspace = self.workspace.bytes();
-        let none = 0_u32;
+        let schemes = if may_split { sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_MASK as u32 } else { 0 };
         // SAFETY: all bytes zero is a valid result: it consists of numbers.
         let mut found = vec![unsafe { std::mem::zeroed::<sys::cublasLtMatmulHeuristicResult_t>() }; most];
         let mut count = 0;
         let asked = [
             (P::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (&raw const workspace).cast::<c_void>(), size_of::<usize>()),
-            (P::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, (&raw const none).cast::<c_void>(), size_of::<u32>()),
+            (P::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, (&raw const schemes).cast::<c_void>(), size_of::<u32>()),
         ]
         .into_iter()
         .try_for_each(|(attribute, value, bytes)| {

@@ -58,7 +58,7 @@ use kernels::{Heads, Kernels};
 use model::Model;
 use module::Graph;
 pub use pool::{CopyLane, CudaPool, Pinned};
-use products::{Matrix, Products};
+use products::{Class, Matrix, Products};
 pub use report::{GpuReport, Report};
 use state::Requests;
 use step::{Shape, Step};
@@ -83,11 +83,13 @@ pub struct CudaOptions {
     pub sequences_max: u32,
     /// Most tokens of a sequence; `None` for the model's own limit.
     pub context: Option<u32>,
+    /// Take the fastest product at each number of rows: a sequence's bits then depend on its company.
+    pub fast_math: bool,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { page_size: 16, rows_max: 8192, sequences_max: 256, context: None }
+        Self { page_size: 16, rows_max: 8192, sequences_max: 256, context: None, fast_math: false }
     }
 }
 
@@ -191,10 +193,13 @@ impl CudaEngine {
             all(|layer| &layer.down),
             (vec![model.model.output()], limits.picks),
         ];
-        let products = Products::prepare(&model.context, &stream, &model.kernels, &forms)?;
+        let class = if options.fast_math { Class::Any } else { Class::One };
+        let products = Products::prepare(&model.context, &stream, &model.kernels, &forms, class)?;
         let buffers = Buffers::new(&model.context, config, heads, &limits)?;
         let ring = Ring::new(&model.context, heads, &limits)?;
-        let fingerprint = format!("{}.bf16.{NUMERICS}.lt{}", model.fingerprint, products.version());
+        // KV of either kind is none of the other's.
+        let numerics = if options.fast_math { NUMERICS_FAST } else { NUMERICS };
+        let fingerprint = format!("{}.bf16.{numerics}.lt{}", model.fingerprint, products.version());
         Ok(Self {
             model: Arc::clone(model),
             heads,
@@ -338,3 +343,5 @@ pub const VARIABLES: [&str; 2] = ["PD_CUDA_LIB_PATH", "PD_CACHE_DIR"];
 
 /// Names the order of sums and the rounding of kernels: to be changed with them.
 const NUMERICS: &str = "cuda1";
+/// The same where sums may be made in any order.
+const NUMERICS_FAST: &str = "cuda1-fast";

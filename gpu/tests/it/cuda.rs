@@ -105,8 +105,10 @@ fn checkpoints_agree_with_transformers() {
     if !has_gpu("checkpoints_agree_with_transformers") {
         return;
     }
-    for name in ["llama3", "qwen2", "qwen3", "mistral"] {
-        let mut gpu = Gpu::new(&open(name), CudaOptions { page_size: 4, ..small() }, 256);
+    let checkpoints = ["llama3", "qwen2", "qwen3", "mistral"].into_iter();
+    for (name, fast_math) in checkpoints.flat_map(|name| [(name, false), (name, true)]) {
+        let mut gpu = Gpu::new(&open(name), CudaOptions { page_size: 4, fast_math, ..small() }, 256);
+        assert_eq!(gpu.engine.fingerprint().contains("-fast."), fast_math, "KV of either kind is none of the other's");
         let (mut agreed, mut all) = (0, 0);
         for golden in goldens(name) {
             let sampling = Sampling { logprobs: Some(golden.logits.len() as u32), ..Sampling::greedy() };
@@ -184,7 +186,7 @@ fn company_and_chunks_change_no_token_and_no_bit_of_kv() {
     }
     let model = CudaModel::load(0, &fast()).expect("a sound model");
     for page_size in [16, 64, 4] {
-        let options = CudaOptions { page_size, rows_max: 2048, sequences_max: 40, context: None };
+        let options = CudaOptions { page_size, rows_max: 2048, sequences_max: 40, ..CudaOptions::default() };
         let mut gpu = Gpu::over(&model, options, 40_000 / page_size);
         let lengths: Vec<u32> = (0..32).map(|at| 1 + at * at * 3 % 700).collect();
         let sampling = |at: u64| match at % 3 {
