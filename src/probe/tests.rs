@@ -33,7 +33,7 @@ fn ready(weights: &Weights, tokens: u32) -> Ready {
 fn a_small_grid_makes_a_hardware() {
     let weights = Weights::open(&tiny::source()).expect("the tiny model");
     let mut ready = ready(&weights, 4_096);
-    let limits = Limits { sequences: 2, chunk: 64, step: Duration::from_millis(500) };
+    let limits = Limits { sequences: 4, chunk: 64, step: Duration::from_millis(500) };
     let mut trial = ready.trial();
     let context_max = trial.geometry().context;
     let found = grid(&mut trial, limits, &|_| ()).expect("steps");
@@ -53,7 +53,7 @@ fn a_small_grid_makes_a_hardware() {
         model: shape("tiny", weights.config(), kv),
         hbm_bytes: 1 << 34,
         reserved_bytes: 0,
-        graph_batches: ready.graph_batches(2),
+        graph_batches: ready.graph_batches(4),
         decodes: found.decodes.clone(),
         prefills: found.prefills,
         heads: found.heads,
