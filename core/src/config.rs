@@ -131,6 +131,10 @@ pub struct KvConfig {
     pub host_link: LinkCost,
     /// Fetch only what arrives sooner than it could be computed.
     pub fetch_by_cost: bool,
+    /// Under `fetch_by_cost`, where neither way is much the faster: compute a prompt from its head while it is fetched from
+    /// its end (Cake, arXiv 2410.03065). [`PrefetchPolicy::WaitComplete`] waits for all all the same.
+    #[serde(default = "yes")]
+    pub fetch_bidirectional: bool,
     /// Publish changes for routers.
     pub kv_events: bool,
     /// A deliberate mistake, in tests of the checkers.
@@ -298,6 +302,11 @@ impl ConfigError {
     }
 }
 
+/// What configurations that were written down before the key existed are read with.
+const fn yes() -> bool {
+    true
+}
+
 impl Default for KvConfig {
     /// SGLang's defaults where there are any; no tiers below L1.
     fn default() -> Self {
@@ -338,6 +347,7 @@ impl Default for KvConfig {
                 latency_ns: 0,
             },
             fetch_by_cost: true,
+            fetch_bidirectional: yes(),
             kv_events: false,
             mutation: Mutation::default(),
         }

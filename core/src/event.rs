@@ -10,7 +10,8 @@ use crate::op::Fault;
 /// Progress of one request, towards its client.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
-    /// The request left the queue; where its prompt's KV comes from.
+    /// The request left the queue; where its prompt's KV comes from. If the end of it is fetched while the beginning is
+    /// computed, this is told when the two have met.
     Admitted(alloc::boxed::Box<Served>),
     /// One token of the answer.
     Token(Token),
@@ -142,6 +143,27 @@ impl Served {
         let found = u64::from(self.device) + u64::from(self.host) + u64::from(self.storage);
         self.prompt == length && found + missed == u64::from(length) && self.misses.len() <= MISSES_MAX
     }
+
+    /// Adds tokens that were missed for this reason.
+    pub(crate) fn miss(&mut self, reason: MissReason, tokens: u32) {
+        match self.misses.iter_mut().find(|miss| miss.reason == reason) {
+            Some(miss) => miss.tokens += tokens,
+            None if tokens > 0 => self.misses.push(Miss { reason, tokens }),
+            None => {}
+        }
+    }
+
+    /// Takes tokens out of those that were missed for this reason: at most as many as there are. Returns how many, which
+    /// belong elsewhere from now on.
+    pub(crate) fn take_missed(&mut self, reason: MissReason, tokens: u32) -> u32 {
+        let Some(at) = self.misses.iter().position(|miss| miss.reason == reason) else { return 0 };
+        let taken = self.misses[at].tokens.min(tokens);
+        self.misses[at].tokens -= taken;
+        if self.misses[at].tokens == 0 {
+            self.misses.remove(at);
+        }
+        taken
+    }
 }
 
 /// Some tokens of a prompt and why no cache served them.
@@ -196,12 +218,14 @@ pub enum MissReason {
     LoadBackMinimum,
     /// The page was dropped from L1 and L2 for want of room.
     Evicted,
+    /// L3 holds it; it was computed while pages behind it were fetched.
+    ComputedMeanwhile,
 }
 
 codec!(enum MissReason {
     0 = PartialPage, 1 = LastToken, 2 = NothingStored, 3 = Hole { page }, 4 = TooShort { threshold }, 5 = Revoked,
     6 = Timeout, 7 = HostMemory, 8 = Capacity, 9 = Checksum, 10 = Namespace, 11 = StorageFailed, 12 = Vanished,
-    13 = Recompute, 14 = LoadBackMinimum, 15 = Evicted,
+    13 = Recompute, 14 = LoadBackMinimum, 15 = Evicted, 16 = ComputedMeanwhile,
 });
 
 impl MissReason {
@@ -242,6 +266,7 @@ impl MissReason {
             Self::Recompute => "recompute",
             Self::LoadBackMinimum => "load_back_minimum",
             Self::Evicted => "evicted",
+            Self::ComputedMeanwhile => "computed_meanwhile",
         }
     }
 }

@@ -4,6 +4,13 @@
 pub const PAGE_SIZE_MAX: u32 = 1024;
 /// Most pages that one storage command moves (SGLang's storage batch).
 pub const STORAGE_BATCH_PAGES: u32 = 128;
+/// Batches of a fetch that begins at the end of its prompt: as many as it can be ended between.
+pub const TAIL_BATCHES: usize = 32;
+/// Fewest pages of such a batch, so that a disk has enough to do.
+pub const TAIL_BATCH_PAGES_MIN: usize = 8;
+/// Most of its batches with the storage lane at once: one that is read and one behind it. More would all end at the same
+/// time, and none of them early.
+pub const TAIL_OPS_MAX: usize = 2;
 /// Most keys that one query asks for.
 pub const QUERY_KEYS_MAX: u32 = 4096;
 /// About the most keys whose use L3 has not been told of; the latest uses are kept.
@@ -29,3 +36,4 @@ pub const CHANGES_PER_PUBLISH: usize = 4096;
 
 const _: () = assert!(PAGE_SIZE_MAX.is_power_of_two());
 const _: () = assert!(STORAGE_BATCH_PAGES <= QUERY_KEYS_MAX);
+const _: () = assert!(TAIL_BATCH_PAGES_MIN <= STORAGE_BATCH_PAGES as usize);

@@ -63,6 +63,12 @@ mutants! {
     PresentBeforeDurable = "present_before_durable", "hicache", "conservation";
     /// What a fetch that was given up had reserved stays reserved (sglang #15439).
     FetchLeaksCapacity = "fetch_leaks_capacity", "hicache", "machine";
+    /// A sequence takes pages of its tail that are still on their way from L3.
+    TailTakenEarly = "tail_taken_early", "hicache", "machine";
+    /// A sequence takes pages of its tail while the pages before them are being computed.
+    TailTakenOverFlight = "tail_taken_over_flight", "sched", "machine";
+    /// A prefill worker does not push the pages that it has not computed itself.
+    TailNotPushed = "tail_not_pushed", "sched", "machine";
     /// A request that comes to an idle worker waits for the next one.
     LostWakeup = "lost_wakeup", "sched", "progress";
     /// A prefill leg is not queued when its sink asks for it.

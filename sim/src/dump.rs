@@ -233,6 +233,9 @@ fn standing(one: &Standing, now: Instant) -> String {
         let _ = write!(line, "; L3 {:?}: pages {} to {} of {}", plan.stage, plan.local, plan.until, plan.cap);
         if let Some(weighed) = plan.weighed {
             let _ = write!(line, ", fetch {} against compute {}", ms(weighed.fetch_ns), ms(weighed.compute_ns));
+            if let Some(both_ns) = weighed.both_ns {
+                let _ = write!(line, ", both at once {}", ms(both_ns));
+            }
         }
     }
     line

@@ -39,7 +39,10 @@ fn each_file_loads_under_its_own_name() {
         assert!(link.cost().time_ns(1 << 30, 1) > link.cost().time_ns(1 << 20, 1));
     }
     let disks = library.names(Kind::Disk).expect("hw");
-    assert_eq!(disks, ["mooncake_pool", "nfs_100g", "nvme_gen4", "nvme_gen5", "object_store", "page_cache"]);
+    assert_eq!(
+        disks,
+        ["mooncake_pool", "nfs_100g", "nvme_cloud", "nvme_gen4", "nvme_gen5", "object_store", "page_cache"]
+    );
     for name in &disks {
         let disk = library.disk(name).expect("loads");
         assert_eq!(disk.name, *name);

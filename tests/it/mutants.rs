@@ -47,6 +47,11 @@ const BEDS: &[Bed] = &[
         ],
     },
     Bed { name: "alone", build: alone, mutants: &[Mutant::LostWakeup] },
+    Bed {
+        name: "both_ends",
+        build: both_ends,
+        mutants: &[Mutant::TailTakenEarly, Mutant::TailTakenOverFlight, Mutant::TailNotPushed],
+    },
     Bed { name: "write_back", build: write_back, mutants: &[Mutant::WriteBackDropsDirty] },
     Bed { name: "impatient", build: impatient, mutants: &[Mutant::FetchLeaksCapacity] },
     Bed { name: "short_of_memory", build: short_of_memory, mutants: &[Mutant::RetractionForgets] },
@@ -105,6 +110,11 @@ fn tiers() -> Setup {
 /// One request at a time, and a restart between them.
 fn alone() -> Setup {
     setup("restart_reload.toml", "restart_reload", &[])
+}
+
+/// A prefill worker computes the head of a prompt while it fetches the tail.
+fn both_ends() -> Setup {
+    setup("restart_bidirectional.toml", "prefill_worker", &[])
 }
 
 /// L1 is written down only when it needs the room.

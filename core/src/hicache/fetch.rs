@@ -8,33 +8,28 @@
 //!                                 └──▶ Fetching ──all batches end, or the policy's deadline──▶ Done
 //! ```
 //!
+//! A fetch that begins at the end of the prompt keeps nobody from being admitted and goes on behind that; see
+//! [`super::tail`].
+//!
 //! Revoked and failed are ends like any other: they wake the request (sglang #16747). A batch that is with the storage
 //! lane ends as cache, whoever asked for it; one that is not yet there is given up with its last user.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use super::{HiCache, Move, Storage, Stored, Weighed};
+use super::tail::Tail;
+use super::weigh::Span;
+use super::{Batch, HiCache, Move, Storage, Weighed};
 use crate::config::StorageMode;
-use crate::cost::Cost;
 use crate::cx::{Cx, Owner};
 use crate::digest::Digest;
 use crate::event::MissReason;
 use crate::id::{OpId, RequestId};
 use crate::kv::tiers::{BatchId, HostFill, Tiers};
-use crate::limits::{QUERY_KEYS_MAX, STORAGE_BATCH_PAGES, STORAGE_OPS_MAX};
-use crate::mutant::Mutant;
-use crate::op::{Command, Fault, Object, Outcome, Prompt};
+use crate::limits::QUERY_KEYS_MAX;
+use crate::op::{Command, Outcome, Prompt};
 use crate::radix::PageId;
 use crate::time::Instant;
-
-/// Pages that are fetched by one command.
-#[derive(Debug)]
-pub(crate) struct Batch {
-    pub(crate) pages: Vec<PageId>,
-    pub(crate) op: Option<OpId>,
-    pub(super) users: Vec<RequestId>,
-}
 
 /// How far L3 has been asked for a waiting request. See the module's diagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,6 +52,8 @@ pub(crate) struct Waiting {
     pub(super) prompt: Prompt,
     /// Most pages that a cache may serve.
     pub(super) cap: u32,
+    /// Its prompt is computed here, as far as no cache has it.
+    computes: bool,
     pub(super) state: State,
     /// Leading pages that were in L1 or L2 when L3 was looked at.
     pub(super) local: u32,
@@ -67,9 +64,11 @@ pub(crate) struct Waiting {
     /// Why pages before `stored_until` may be missing all the same.
     pub(crate) reason: Option<MissReason>,
     pub(super) batches: Vec<BatchId>,
+    /// Its pages are fetched from the end of the prompt, whose head is computed meanwhile.
+    pub(super) tail: Option<Tail>,
     /// Leading pages that were there or under way when the limit cut its last fetch; 0 if it did not. Once they are there
     /// the rest has its turn; once one is dropped again, no more is fetched: L2 cannot hold what waits for it.
-    cut_at: u32,
+    pub(super) cut_at: u32,
     /// Since when only the fetch keeps it from being admitted.
     pub(super) blocked_at: Option<Instant>,
     /// What a shared store answered, from page `answered_from` on.
@@ -86,6 +85,11 @@ impl Waiting {
         assert_eq!(self.state == State::Fetching, !self.batches.is_empty(), "fetching means batches under way");
     }
 
+    /// True if fetching all was estimated to be faster than computing all.
+    pub(super) fn is_fetch_faster(&self) -> bool {
+        self.weighed.is_some_and(|weighed| weighed.fetch_ns <= weighed.compute_ns)
+    }
+
     pub(super) fn digest(&self, digest: &mut Digest) {
         digest.word(self.state as u64);
         digest.word(u64::from(self.local));
@@ -97,6 +101,9 @@ impl Waiting {
         }
         for id in &self.batches {
             digest.word(id.0);
+        }
+        if let Some(tail) = &self.tail {
+            tail.digest(digest);
         }
     }
 }
@@ -114,8 +121,15 @@ enum Place {
 }
 
 impl HiCache {
-    /// A request starts to wait.
-    pub(crate) fn enter(&mut self, cx: &mut Cx<'_>, tiers: &mut Tiers, request: RequestId, prompt: &Prompt) {
+    /// A request starts to wait. `computes`: its prompt is computed here, as far as no cache has it.
+    pub(crate) fn enter(
+        &mut self,
+        cx: &mut Cx<'_>,
+        tiers: &mut Tiers,
+        request: RequestId,
+        prompt: &Prompt,
+        computes: bool,
+    ) {
         let cap = (prompt.length - 1) / self.config.page_size;
         if !self.has_storage() || cap == 0 {
             return;
@@ -145,12 +159,14 @@ impl HiCache {
             Waiting {
                 prompt: prompt.clone(),
                 cap,
+                computes,
                 state,
                 local,
                 stored_until: local,
                 weighed: None,
                 reason: None,
                 batches: Vec::new(),
+                tail: None,
                 cut_at: 0,
                 blocked_at: None,
                 answer: None,
@@ -276,6 +292,7 @@ impl HiCache {
         let path = Self::path(tiers, &waiting.prompt, waiting.cap);
         waiting.state = State::Done;
         waiting.reason = None;
+        waiting.tail = None;
         waiting.local = Self::local_pages(tiers, &path, waiting.cap);
         waiting.stored_until = waiting.local;
         let cut_at = core::mem::take(&mut waiting.cut_at);
@@ -294,6 +311,8 @@ impl HiCache {
             }
             waiting.stored_until += 1;
         }
+        // What others fetch comes from the beginning.
+        let mut is_from_end = waiting.computes && coming.is_empty();
         for id in coming {
             self.batches.get_mut(&id).expect("a page names a live batch").users.push(request);
             waiting.batches.push(id);
@@ -314,18 +333,21 @@ impl HiCache {
             return;
         }
         if self.config.fetch_by_cost {
-            let fetch_ns = self.fetch_ns(wanted.len() as u64);
-            let compute_ns = self.compute_ns(cx.cost, waiting.prompt.length, waiting.local, waiting.stored_until);
-            waiting.weighed = Some(Weighed { fetch_ns, compute_ns });
-            if fetch_ns > compute_ns {
+            let span = Span { length: waiting.prompt.length, local: waiting.local, until: waiting.stored_until };
+            let stored = |page| (wanted.len() - wanted.partition_point(|&other| other < page)) as u64;
+            let mut weighed = self.weigh(cx.cost, span, stored);
+            weighed.both_ns = weighed.both_ns.filter(|_| is_from_end && self.has_room_for(wanted.len()));
+            waiting.weighed = Some(weighed);
+            is_from_end = weighed.both_ns.is_some();
+            if !is_from_end && weighed.fetch_ns > weighed.compute_ns {
                 waiting.reason = Some(MissReason::Recompute);
                 cx.mark("hicache.prefetch_slower_than_computing");
                 return;
             }
+        } else {
+            is_from_end = false;
         }
-        let capacity =
-            (u64::from(self.config.host_pages) * u64::from(self.config.prefetch_capacity_per_mille) / 1000) as u32;
-        let room = capacity.saturating_sub(self.fetching_pages);
+        let room = self.room();
         let enough = wanted.len().min((self.config.prefetch_threshold / page_size).max(1) as usize);
         if (room as usize) < enough {
             waiting.cut_at = cut_at;
@@ -356,36 +378,34 @@ impl HiCache {
         if hosts.len() < wanted.len() {
             waiting.reason = Some(MissReason::HostMemory);
             waiting.cut_at = 0;
-            wanted.truncate(hosts.len());
+            if is_from_end {
+                wanted.drain(..wanted.len() - hosts.len());
+            } else {
+                wanted.truncate(hosts.len());
+            }
         }
         let until = wanted.last().map_or(0, |last| last + 1);
         let mut pages = Vec::new();
         tiers.radix.insert(None, &waiting.prompt.keys[..until as usize], &mut pages);
-        for (chunk, hosts) in
-            wanted.chunks(STORAGE_BATCH_PAGES as usize).zip(hosts.chunks(STORAGE_BATCH_PAGES as usize))
-        {
-            let id = BatchId(self.batch_number);
-            self.batch_number += 1;
-            let mut batch = Batch { pages: Vec::with_capacity(chunk.len()), op: None, users: alloc::vec![request] };
-            for (&index, &host) in chunk.iter().zip(hosts) {
-                let page = pages[index as usize];
-                let residence = tiers.radix.get_mut(page);
-                residence.root = waiting.prompt.root;
-                if residence.tokens.is_empty()
-                    && let Some(tokens) = waiting.prompt.page(index, page_size)
-                {
-                    residence.tokens = tokens.to_vec();
-                }
-                tiers.attach_host(page, host, HostFill::Fetch(id), 0);
-                batch.pages.push(page);
-            }
-            self.fetching_pages += batch.pages.len() as u32;
-            self.batches.insert(id, batch);
-            self.batch_queue.push_back(id);
-            waiting.batches.push(id);
+        if is_from_end {
+            let page_ns = self.fetch_ns(wanted.len() as u64) / wanted.len() as u64;
+            waiting.tail = Some(Tail::new(cx.now, page_ns));
+            cx.mark("hicache.prefetch_bidirectional");
         }
+        self.queue_batches(tiers, request, waiting, &pages, &wanted, &hosts);
         waiting.state = State::Fetching;
         cx.mark("hicache.prefetch");
+    }
+
+    /// Pages that may be fetched besides those that are.
+    fn room(&self) -> u32 {
+        let share = u64::from(self.config.prefetch_capacity_per_mille);
+        ((u64::from(self.config.host_pages) * share / 1000) as u32).saturating_sub(self.fetching_pages)
+    }
+
+    /// True if the limit lets so many pages be fetched. If not, the beginning of the prompt is of more use than its end.
+    fn has_room_for(&self, pages: usize) -> bool {
+        self.room() as usize >= pages
     }
 
     fn park(&mut self, cx: &mut Cx<'_>, request: RequestId, waiting: &mut Waiting, reason: MissReason) {
@@ -414,24 +434,6 @@ impl HiCache {
         hosts
     }
 
-    /// Time to bring pages from L3 through L2 into L1.
-    pub(super) fn fetch_ns(&self, pages: u64) -> u64 {
-        let bytes = pages.saturating_mul(self.config.page_bytes);
-        let storage = self.config.storage_link.time_ns(bytes, pages);
-        // The load back runs under the forward, layer by layer; its set-up does not.
-        storage.saturating_add(self.config.host_link.time_ns(0, pages))
-    }
-
-    /// Time to compute the pages from `local` to `until` of a prompt of `length` tokens.
-    pub(super) fn compute_ns(&self, cost: &Cost, length: u32, local: u32, until: u32) -> u64 {
-        let page_size = u64::from(self.config.page_size);
-        let cached = u64::from(local) * page_size;
-        let all = cost.prefill_ns(cached, u64::from(length) - cached);
-        let until = u64::from(until) * page_size;
-        let rest = cost.prefill_ns(until, u64::from(length) - until);
-        all.saturating_sub(rest)
-    }
-
     pub(super) fn settle_parked(&mut self, cx: &mut Cx<'_>, tiers: &mut Tiers) {
         if self.parked.is_empty() || !core::mem::take(&mut tiers.host_freed) {
             return;
@@ -446,75 +448,5 @@ impl HiCache {
         }
         // By what was just looked at.
         tiers.host_freed = false;
-    }
-
-    pub(super) fn settle_fetches(&mut self, cx: &mut Cx<'_>, tiers: &Tiers) {
-        while self.storage_ops < STORAGE_OPS_MAX
-            && let Some(id) = self.batch_queue.pop_front()
-        {
-            let batch = self.batches.get_mut(&id).expect("the queue names live batches");
-            let object = |&page: &PageId| Object {
-                key: tiers.radix.key(page),
-                parent: tiers.parent_key(page),
-                page: tiers.radix.get(page).host.expect("reserved for the fetch"),
-                tokens: tiers.radix.get(page).tokens.clone(),
-            };
-            let objects = batch.pages.iter().map(object).collect();
-            let op = cx.start(Owner::Kv, Vec::new(), Command::Prefetch(objects));
-            batch.op = Some(op);
-            self.moves.insert(op, Move::Fetch(id));
-            self.storage_ops += 1;
-        }
-    }
-
-    pub(super) fn fetched(&mut self, cx: &mut Cx<'_>, tiers: &mut Tiers, id: BatchId, outcome: &Outcome) {
-        self.storage_ops -= 1;
-        let batch = self.batches.remove(&id).expect("a batch lives until its command ends");
-        self.fetching_pages -= batch.pages.len() as u32;
-        tiers.host_freed = true;
-        let is_checked = !self.config.mutation.is(Mutant::PrefetchUnchecked);
-        let failed = if is_checked { Self::failures(outcome, batch.pages.len()) } else { BTreeMap::new() };
-        let stamp = self.index.begin_use();
-        // From the end of the chain, so that what is given up hangs from nothing.
-        for (index, &page) in batch.pages.iter().enumerate().rev() {
-            let key = tiers.radix.key(page);
-            match failed.get(&(index as u32)) {
-                None => {
-                    cx.metrics.prefetch_pages += 1;
-                    let residence = tiers.radix.get_mut(page);
-                    residence.fetched = residence.device.is_none();
-                    let depth = tiers.radix.depth(page);
-                    self.index.touch(key, stamp, depth);
-                    let is_shared = self.config.storage == StorageMode::Shared && self.has_storage();
-                    if is_shared && self.wipes == 0 && self.index.get(key).is_none() {
-                        self.index.set(key, Stored::Present, (stamp, u32::MAX - depth));
-                    }
-                    tiers.filled_host(page, true);
-                }
-                Some(fault) => {
-                    cx.metrics.prefetch_failed_pages += 1;
-                    if matches!(fault, Fault::Missing | Fault::Checksum | Fault::Namespace) {
-                        // Whatever is there is not this page: forget it, so that the page is written anew.
-                        self.index.remove(key);
-                        cx.mark("hicache.prefetch_hole");
-                    }
-                    tiers.filled_host(page, false);
-                }
-            }
-        }
-        let reason = failed.values().next().map(|fault| MissReason::of_read(*fault));
-        for user in batch.users {
-            let Some(waiting) = self.waiting.get_mut(&user) else { continue };
-            waiting.batches.retain(|other| *other != id);
-            waiting.reason = reason.or(waiting.reason);
-            if waiting.batches.is_empty() && waiting.state == State::Fetching {
-                waiting.state = State::Done;
-                // The limit let only the beginning through: the rest has its turn (sglang #27619).
-                if waiting.reason == Some(MissReason::Capacity) && waiting.cut_at > 0 {
-                    waiting.state = State::Parked;
-                    self.parked.push_back(user);
-                }
-            }
-        }
     }
 }

@@ -13,11 +13,14 @@
 //! 5. L3 is asked first, host pages are reserved after (sglang #31402); what is reserved is counted exactly, so the
 //!    capacity limit cannot creep (sglang #15439, #30053).
 
+mod batches;
 mod control;
 mod fetch;
 mod index;
+mod tail;
 mod view;
 mod wait;
+mod weigh;
 mod writes;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -33,9 +36,11 @@ use crate::op::{Command, Fault, Outcome};
 use crate::radix::PageId;
 use crate::time::{Instant, earlier};
 
+use self::batches::Batch;
 pub use self::fetch::State as FetchStage;
-pub(crate) use self::fetch::{Batch, Waiting};
+pub(crate) use self::fetch::Waiting;
 pub(crate) use self::index::{Index, Stored};
+pub use self::tail::Ahead;
 pub use self::view::{FetchPlan, MoveView, Prospect, StorageView, Weighed};
 
 /// A move in flight and the pages it pins.

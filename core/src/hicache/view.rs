@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use super::fetch::State;
+use super::weigh::Span;
 use super::{HiCache, Move, Storage};
 use crate::config::StorageMode;
 use crate::cost::Cost;
@@ -31,13 +32,15 @@ pub struct FetchPlan {
     pub blocked_at: Option<Instant>,
 }
 
-/// The two sides of the decision to fetch, as estimated when it was made.
+/// The sides of the decision to fetch, as estimated when it was made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Weighed {
     /// Bringing the pages from L3 to L1.
     pub fetch_ns: u64,
     /// Computing them.
     pub compute_ns: u64,
+    /// Computing them from the head while they are fetched from the end, where that is clearly better than either.
+    pub both_ns: Option<u64>,
 }
 
 /// What the tiers would have for a prompt that came now.
@@ -128,10 +131,8 @@ impl HiCache {
         };
         let until = (local..cap).find(|&page| !has(page)).unwrap_or(cap);
         let behind = (until..cap).filter(|&page| has(page)).count() as u32;
-        let weighed = (until > local).then(|| Weighed {
-            fetch_ns: self.fetch_ns(u64::from(until - local)),
-            compute_ns: self.compute_ns(cost, prompt.length, local, until),
-        });
+        let span = Span { length: prompt.length, local, until };
+        let weighed = (until > local).then(|| self.weigh(cost, span, |page| u64::from(until - page)));
         Prospect { cap, local, until, behind, weighed, storage }
     }
 

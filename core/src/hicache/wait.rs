@@ -11,15 +11,17 @@ use crate::event::MissReason;
 use crate::id::{PageKey, RequestId};
 use crate::kv::Fetch;
 use crate::kv::tiers::Tiers;
-use crate::mutant::Mutant;
 use crate::time::{Instant, nanos};
 
 impl HiCache {
-    /// Whether a request that could be admitted should wait for L3.
-    pub(crate) fn ready(&mut self, cx: &mut Cx<'_>, tiers: &mut Tiers, request: RequestId) -> Fetch {
+    /// Whether a request that could be admitted should wait for L3. `is_busy`: others would have to wait for what it
+    /// computes.
+    pub(crate) fn ready(&mut self, cx: &mut Cx<'_>, tiers: &mut Tiers, request: RequestId, is_busy: bool) -> Fetch {
         let Some(waiting) = self.waiting.get_mut(&request) else { return Fetch::Go };
         match waiting.state {
             State::Done | State::Parked => return Fetch::Go,
+            // Computing a head that could as well be fetched is for a device that has nothing else to do.
+            State::Fetching if waiting.tail.is_some() && !(is_busy && waiting.is_fetch_faster()) => return Fetch::Go,
             State::Index | State::Querying | State::Fetching => {}
         }
         let blocked_at = *waiting.blocked_at.get_or_insert(cx.now);
@@ -43,6 +45,9 @@ impl HiCache {
         if cx.now < deadline {
             return Fetch::Wait(deadline);
         }
+        if waiting.tail.is_some() {
+            return Fetch::Go;
+        }
         cx.mark(match self.config.prefetch_policy {
             PrefetchPolicy::BestEffort => "hicache.prefetch_revoked",
             PrefetchPolicy::WaitComplete | PrefetchPolicy::Timeout => "hicache.prefetch_timeout",
@@ -55,10 +60,13 @@ impl HiCache {
         Fetch::Go
     }
 
-    /// True while L3 may still deliver something to a waiting request.
+    /// True while L3 may still deliver something that keeps a request from being admitted.
     pub(crate) fn is_awaited(&self, request: RequestId) -> bool {
-        let state = self.waiting.get(&request).map(|waiting| waiting.state);
-        matches!(state, Some(State::Index | State::Querying | State::Fetching))
+        self.waiting.get(&request).is_some_and(|waiting| match waiting.state {
+            State::Index | State::Querying => true,
+            State::Fetching => waiting.tail.is_none(),
+            State::Parked | State::Done => false,
+        })
     }
 
     /// The request no longer waits; what is known about its misses is handed out.
@@ -71,24 +79,14 @@ impl HiCache {
         Some(waiting)
     }
 
-    /// Takes a request off its batches and gives those up that nobody else wants and no lane has.
-    fn give_up(&mut self, tiers: &mut Tiers, request: RequestId) {
+    /// As [`HiCache::give_up`], because L3 goes away.
+    fn lose(&mut self, tiers: &mut Tiers, request: RequestId) {
         let Some(waiting) = self.waiting.get_mut(&request) else { return };
-        for id in core::mem::take(&mut waiting.batches) {
-            let batch = self.batches.get_mut(&id).expect("a request names live batches");
-            batch.users.retain(|user| *user != request);
-            if !batch.users.is_empty() || batch.op.is_some() {
-                continue;
-            }
-            let batch = self.batches.remove(&id).expect("looked up above");
-            self.batch_queue.retain(|other| *other != id);
-            if !self.config.mutation.is(Mutant::FetchLeaksCapacity) {
-                self.fetching_pages -= batch.pages.len() as u32;
-            }
-            for &page in batch.pages.iter().rev() {
-                tiers.filled_host(page, false);
-            }
+        if let Some(tail) = &mut waiting.tail {
+            let unasked = waiting.batches.iter().map(|id| &self.batches[id]).filter(|batch| batch.op.is_none());
+            tail.lose(unasked.map(|batch| batch.pages.len() as u32).sum());
         }
+        self.give_up(tiers, request);
     }
 
     /// These objects leave L3: whoever was told before that it holds them, and still waits for room, is told otherwise.
@@ -121,7 +119,7 @@ impl HiCache {
         let fetching = self.waiting.iter().filter(|(_, waiting)| is_coming(waiting.state));
         let requests: Vec<RequestId> = fetching.map(|(request, _)| *request).collect();
         for request in requests {
-            self.give_up(tiers, request);
+            self.lose(tiers, request);
             let waiting = self.waiting.get_mut(&request).expect("listed above");
             waiting.state = State::Done;
             waiting.reason = Some(MissReason::StorageFailed);
@@ -133,7 +131,7 @@ impl HiCache {
     pub(super) fn detach_waiting(&mut self, tiers: &mut Tiers) {
         let requests: Vec<RequestId> = self.waiting.keys().copied().collect();
         for request in requests {
-            self.give_up(tiers, request);
+            self.lose(tiers, request);
             let waiting = self.waiting.get_mut(&request).expect("listed above");
             if waiting.state != State::Done {
                 if matches!(waiting.state, State::Index | State::Querying) {

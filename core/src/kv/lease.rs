@@ -29,13 +29,15 @@ pub struct Lease {
     pub(super) cached: u32,
     /// Commands that fill some of the cached pages; a forward names them in `after`.
     pub(super) loading: Vec<OpId>,
+    /// Pages behind the cached ones may come from L3 while those between are computed; see [`crate::kv::Kv::ahead`].
+    pub(super) has_tail: bool,
 }
 
 impl Lease {
     /// A lease on pages that no pool knows.
     #[cfg(test)]
     pub(crate) const fn for_test(request: RequestId, table: Vec<GpuPage>) -> Self {
-        Self { request, table, entries: Vec::new(), published: 0, cached: 0, loading: Vec::new() }
+        Self { request, table, entries: Vec::new(), published: 0, cached: 0, loading: Vec::new(), has_tail: false }
     }
 
     /// Makes room for a table of `pages`, so that growing up to there does not allocate.
@@ -65,6 +67,12 @@ impl Lease {
     #[must_use]
     pub fn loading(&self) -> &[OpId] {
         &self.loading
+    }
+
+    /// True until the sequence has met the pages that come from L3 while it computes those before them.
+    #[must_use]
+    pub const fn has_tail(&self) -> bool {
+        self.has_tail
     }
 
     /// Full pages offered to the tree so far.

@@ -12,6 +12,7 @@ mod account;
 mod lease;
 mod occupancy;
 mod served;
+mod tail;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tiers;
@@ -35,7 +36,7 @@ pub use self::lease::Lease;
 pub use self::occupancy::Occupancy;
 use self::tiers::Tiers;
 pub use self::view::TierView;
-pub use crate::hicache::{FetchPlan, FetchStage, MoveView, Prospect, StorageView, Weighed};
+pub use crate::hicache::{Ahead, FetchPlan, FetchStage, MoveView, Prospect, StorageView, Weighed};
 
 /// Not enough device pages can be freed now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -144,17 +145,19 @@ impl Kv {
     }
 
     /// A request starts to wait: its pages may be fetched from L3. Call [`Kv::leave`] when it stops waiting without
-    /// having been admitted; `acquire` ends the waiting too.
-    pub fn enter(&mut self, cx: &mut Cx<'_>, request: RequestId, prompt: &Prompt) {
-        self.hicache.enter(cx, &mut self.tiers, request, prompt);
+    /// having been admitted; `acquire` ends the waiting too, unless the lease has a tail. `computes`: what no cache has is
+    /// computed here, so that it can be meanwhile.
+    pub fn enter(&mut self, cx: &mut Cx<'_>, request: RequestId, prompt: &Prompt, computes: bool) {
+        self.hicache.enter(cx, &mut self.tiers, request, prompt, computes);
     }
 
-    /// Asked when the request could be admitted. The first `Wait` starts the clock of the prefetch deadline.
-    pub fn ready(&mut self, cx: &mut Cx<'_>, request: RequestId) -> Fetch {
-        self.hicache.ready(cx, &mut self.tiers, request)
+    /// Asked when the request could be admitted. The first `Wait` starts the clock of the prefetch deadline. `is_busy`:
+    /// others would have to wait for what it computes.
+    pub fn ready(&mut self, cx: &mut Cx<'_>, request: RequestId, is_busy: bool) -> Fetch {
+        self.hicache.ready(cx, &mut self.tiers, request, is_busy)
     }
 
-    /// The request no longer waits. Pages on their way still arrive, as cache.
+    /// The request no longer waits, or no longer for its tail. Pages on their way still arrive, as cache.
     pub fn leave(&mut self, request: RequestId) {
         self.hicache.leave(&mut self.tiers, request);
     }
@@ -212,8 +215,10 @@ impl Kv {
             return Err(Full);
         }
 
-        let waited = self.hicache.leave(&mut self.tiers, request);
-        let served = self.served(prompt, &path, hit, (known, reach), refusal, waited.as_ref(), whole);
+        let has_tail = refusal.is_none() && self.hicache.has_tail(request, hit.device + hit.host);
+        let left = if has_tail { None } else { self.hicache.leave(&mut self.tiers, request) };
+        let waited = left.as_ref().or_else(|| self.hicache.waiting.get(&request));
+        let served = self.served(prompt, &path, hit, (known, reach), refusal, waited, whole);
         let mut lease = Lease {
             request,
             table: Vec::with_capacity((hit.device + need) as usize),
@@ -221,6 +226,7 @@ impl Kv {
             published: hit.device + hit.host,
             cached: (hit.device + hit.host) * page_size,
             loading: Vec::new(),
+            has_tail,
         };
         for (index, &page) in path[..hit.device as usize].iter().enumerate() {
             let residence = self.tiers.radix.get(page);
@@ -419,6 +425,9 @@ impl Kv {
 
     /// Gives the pages back. Published pages stay as cache, the others become free.
     pub fn release(&mut self, lease: Lease) {
+        if lease.has_tail {
+            self.hicache.leave(&mut self.tiers, lease.request);
+        }
         let stamp = self.tiers.next_stamp();
         let forgotten = usize::from(self.config.mutation.is(Mutant::ReleaseForgetsPage));
         for index in (lease.entries.len()..lease.table.len().saturating_sub(forgotten)).rev() {

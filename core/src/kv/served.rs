@@ -80,7 +80,9 @@ impl Kv {
                 // L2 has the next pages; how many does not matter to the reader, the rest has the same fate.
                 miss(reason, (cap - used) * page_size);
             } else {
+                let has_tail = waited.is_some_and(|waited| waited.has_tail());
                 let reason = waited.and_then(|waited| waited.reason).unwrap_or(MissReason::Evicted);
+                let reason = if has_tail { MissReason::ComputedMeanwhile } else { reason };
                 miss(reason, (stored_until - used) * page_size);
                 miss(self.absent(prompt, stored_until, cap, known), (cap - stored_until) * page_size);
             }

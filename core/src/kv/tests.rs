@@ -276,7 +276,7 @@ impl Rig {
     fn serve(&mut self, tokens: &[u32]) -> Served {
         let prompt = self.prompt(tokens);
         let request = self.next_request();
-        self.kv.enter(&mut self.bench.cx(), request, &prompt);
+        self.kv.enter(&mut self.bench.cx(), request, &prompt, true);
         self.settle();
         self.drain();
         let served = self.admit(request, &prompt).expect("the pool is large enough for one");

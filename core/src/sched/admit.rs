@@ -103,14 +103,17 @@ impl Sched {
         match work {
             Work::Receive(transfer) => self.want(cx, kv, transfer, slot),
             Work::Compute(draft) => {
-                self.announce(cx, slot);
+                // What comes of a tail is told when it is known.
+                if !self.slots.at(slot).lease().has_tail() {
+                    self.announce(cx, slot);
+                }
                 let sequence = self.slots.at_mut(slot);
                 sequence.state = State::Prefilling;
                 if let Some(&first) = sequence.prompt.keys.first() {
                     self.leaders.entry(first).or_insert(slot);
                 }
                 self.prefilling.push(slot);
-                self.add_chunk(cx, slot, draft);
+                self.add_chunk(cx, kv, slot, draft);
             }
         }
     }
@@ -159,6 +162,7 @@ impl Sched {
         let available = u64::from(kv.available());
         let guaranteed = available.saturating_sub(room.promised);
         let expected = available.saturating_sub(room.expected);
+        let is_busy = !self.prefilling.is_empty();
         let sequence = self.slots.at_mut(slot);
         let lacks = guaranteed < sequence.needs.0 || expected < sequence.needs.1;
         if !is_alone && (guaranteed < sequence.floor || lacks && !is_head) {
@@ -166,7 +170,7 @@ impl Sched {
             return Verdict::Memory;
         }
         if sequence.is_entered
-            && let Fetch::Wait(until) = kv.ready(cx, sequence.request)
+            && let Fetch::Wait(until) = kv.ready(cx, sequence.request, is_busy)
             && until > cx.now
         {
             sequence.blocked = Wait::Fetch(until);
@@ -203,7 +207,7 @@ impl Sched {
             cx.mark("sched.admission_undone");
             kv.release(lease);
             if sequence.is_entered {
-                kv.enter(cx, sequence.request, &sequence.prompt);
+                kv.enter(cx, sequence.request, &sequence.prompt, !whole);
             }
             sequence.floor = guaranteed.saturating_add(1);
             sequence.blocked = Wait::Memory;

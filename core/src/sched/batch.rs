@@ -84,7 +84,7 @@ impl Sched {
         while let Some(&slot) = self.prefilling.get(index)
             && draft.budget > 0
         {
-            self.add_chunk(cx, slot, &mut draft);
+            self.add_chunk(cx, kv, slot, &mut draft);
             index += usize::from(self.prefilling.get(index) == Some(&slot));
         }
         self.admit(cx, kv, Work::Compute(&mut draft));
@@ -113,19 +113,21 @@ impl Sched {
     }
 
     /// Adds the next chunk of a prompt, if it fits. A sequence whose last chunk it is leaves `prefilling`.
-    pub(super) fn add_chunk(&mut self, cx: &Cx<'_>, slot: u32, draft: &mut Draft) {
+    pub(super) fn add_chunk(&mut self, cx: &mut Cx<'_>, kv: &mut Kv, slot: u32, draft: &mut Draft) {
         let page_size = self.page_size;
         let sequence = self.slots.at_mut(slot);
         if !sequence.may_go(cx) {
             return;
         }
+        let border = if sequence.lease().has_tail() { self.border(cx, kv, slot, draft.budget) } else { u32::MAX };
+        let sequence = self.slots.at_mut(slot);
         let left = sequence.prompt.length - sequence.computed;
-        let is_last = left <= draft.budget;
+        let is_last = left <= draft.budget.min(border.saturating_sub(sequence.computed));
         let end = if is_last {
             sequence.prompt.length
         } else {
             let end = sequence.computed + draft.budget;
-            end - end % page_size
+            border.min(end - end % page_size)
         };
         if end <= sequence.computed {
             return;

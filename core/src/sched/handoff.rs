@@ -187,7 +187,7 @@ impl Sched {
         }
     }
 
-    /// Pushes what the forward completes, behind it; with the first chunk the cached pages too.
+    /// Pushes what the forward completes, behind it, and the pages before that were cached or have come from L3.
     pub(super) fn push_chunks(&mut self, cx: &mut Cx<'_>, transfer: &mut Transfer, op: OpId, rows: &[Row]) {
         if self.mode == Mode::Decode || !self.is_layerwise {
             return;
@@ -199,10 +199,15 @@ impl Sched {
             }
             let end = row.start + row.count;
             let to = if row.sample { pages(end, self.page_size) } else { end / self.page_size };
-            let from = core::mem::replace(&mut sequence.pushed, to);
+            let mut from = core::mem::replace(&mut sequence.pushed, to);
             let lease = sequence.lease.as_ref().expect("a row has pages");
             let mut after: Vec<OpId> = Vec::new();
-            if from == 0 {
+            let is_taken = from < row.start / self.page_size;
+            if is_taken && self.config.mutation.is(Mutant::TailNotPushed) {
+                from = row.start / self.page_size;
+            }
+            // Pages that the forward does not compute may still be on their way from L2.
+            if is_taken {
                 after.extend(lease.loading().iter().filter(|&&load| cx.ops.is_live(load)));
             }
             after.push(op);

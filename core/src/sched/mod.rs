@@ -29,6 +29,7 @@ mod queue;
 mod retract;
 mod seq;
 mod standing;
+mod tail;
 #[cfg(test)]
 mod tests;
 
@@ -267,6 +268,9 @@ impl Sched {
         if let Some(flight) = flight {
             return Some(Wait::Op(flight.op));
         }
+        if let (State::Prefilling, Some(until)) = (sequence.state, sequence.stands_until) {
+            return Some(Wait::Fetch(until));
+        }
         Some(match (sequence.state, sequence.leg) {
             (State::Waiting, _) => sequence.blocked,
             (State::Receiving, Leg::Decode { prefill, .. }) => Wait::Peer(prefill),
@@ -307,7 +311,10 @@ impl Sched {
         let goes = |&&slot: &&u32| {
             let sequence = self.slots.at(slot);
             let has_room = sequence.computed < sequence.lease().table().len() as u32 * self.page_size;
-            !sequence.holds && has_room && (sequence.state == State::Prefilling || sequence.has_step())
+            !sequence.holds
+                && sequence.stands_until.is_none()
+                && has_room
+                && (sequence.state == State::Prefilling || sequence.has_step())
         };
         if let Some(&slot) = self.prefilling.iter().chain(&self.running).find(goes) {
             return Some(self.slots.at(slot).request);
@@ -377,6 +384,9 @@ impl Sched {
             }
             let flags = [sequence.is_announced, sequence.is_entered, sequence.has_room];
             digest.word(flags.iter().fold(u64::from(sequence.holds), |word, &flag| word << 1 | u64::from(flag)));
+            if let Some(until) = &sequence.stands_until {
+                digest.value(until);
+            }
             digest.word(u64::from(sequence.faults));
             digest.word(sequence.floor);
             digest.word(sequence.needs.0 ^ sequence.needs.1.rotate_left(32));
@@ -415,10 +425,10 @@ impl Sched {
             sequence.has_room = true;
         }
         cx.metrics.requests += 1;
-        kv.enter(cx, request, &sequence.prompt);
+        let (is_source, is_sink) = (sequence.is_source(), sequence.is_sink());
+        kv.enter(cx, request, &sequence.prompt, !is_sink);
         sequence.is_entered = true;
         self.waiting_tokens += u64::from(sequence.prompt.length);
-        let (is_source, is_sink) = (sequence.is_source(), sequence.is_sink());
         let slot = self.slots.insert(sequence);
         self.by_request.insert(request, slot);
         if let Some(deadline) = deadline {

@@ -139,6 +139,11 @@ impl Sched {
         let is_hit = |lease: &&mut Lease| tokens < sequence.committed && lease.loading().contains(&load);
         let Some(lease) = sequence.lease.as_mut().filter(is_hit) else { return };
         kv.shorten(lease, pages);
+        // Of what the load was to bring some may be good, and is in the tree already: it is computed all the same.
+        if sequence.state == State::Prefilling && sequence.lease().has_tail() {
+            self.end_tail(cx, kv, slot);
+        }
+        let sequence = self.slots.at_mut(slot);
         match sequence.state {
             State::Prefilling | State::HandingOver if sequence.pushed > 0 => {
                 // What never came must not be published as cache when the last push has ended.

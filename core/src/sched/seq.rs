@@ -74,17 +74,20 @@ pub(super) struct Sequence {
     /// Why it was not admitted when it was last looked at.
     pub(super) blocked: Wait,
     pub(super) lease: Option<Lease>,
-    /// A sink's account of its prompt until the hand-off has landed.
+    /// The account of its prompt until it can be told: a sink's when the hand-off has landed, that of one with a tail when
+    /// it has met it.
     pub(super) served: Option<Box<Served>>,
     pub(super) is_announced: bool,
     /// A source's account, which goes to the sink with the hand-off.
     pub(super) announced: Option<Box<Served>>,
-    /// The cache was told that it waits.
+    /// The cache was told that it waits, for its pages or for its tail.
     pub(super) is_entered: bool,
     /// The hand-off knows it and must be told when it ends.
     pub(super) has_room: bool,
     /// A load back failed under its forward: wait for all loads before the next one.
     pub(super) holds: bool,
+    /// Stands before pages that are on their way from L3, at most until then.
+    pub(super) stands_until: Option<Instant>,
     /// Tokens sampled behind `prompt`.
     pub(super) generated: Vec<Token>,
     /// Tokens sampled in all; those before the last fold are in `prompt`.
@@ -129,6 +132,7 @@ impl Sequence {
             is_entered: false,
             has_room: false,
             holds: false,
+            stands_until: None,
             generated: Vec::new(),
             produced: 0,
             computed: 0,
@@ -222,6 +226,16 @@ impl Sequence {
         self.life = self.life.wrapping_add(1);
     }
 
+    /// Has that many tokens by having taken pages that others filled; no forward names it. The device is told the whole
+    /// table again, of which pages have changed.
+    pub(super) fn skip_to(&mut self, tokens: u32) {
+        assert!(self.flights == 0 && self.committed == self.computed, "what is before is there");
+        assert!(tokens > self.computed, "pages were taken");
+        self.computed = tokens;
+        self.committed = tokens;
+        self.told = 0;
+    }
+
     /// Takes what an admission brought.
     pub(super) fn settle_in(&mut self, mut lease: Lease, page_size: u32) {
         self.roll_back(0);
@@ -230,7 +244,8 @@ impl Sequence {
         self.pushed = 0;
         self.faults = 0;
         self.holds = false;
-        self.is_entered = false;
+        self.stands_until = None;
+        self.is_entered = lease.has_tail();
         self.needs = (0, 0);
         self.floor = 0;
         let ahead = self.remaining().min(GENERATED_RESERVED);

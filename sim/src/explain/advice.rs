@@ -117,6 +117,9 @@ pub(super) const fn of_miss(reason: MissReason) -> Option<&'static str> {
         MissReason::StorageFailed => "look at the disk; after a detach, attach_storage uses L3 again",
         MissReason::Vanished => "find who else removes objects from this store; what is missing is written again",
         MissReason::Recompute => "fetch_by_cost = false fetches even what could be computed sooner",
+        MissReason::ComputedMeanwhile => {
+            "a faster disk delivers more of them; fetch_bidirectional = false fetches or computes all"
+        }
         MissReason::LoadBackMinimum => "lower load_back_threshold",
         MissReason::Evicted => {
             "give L1 and L2 more room (mem_fraction_static, hicache_ratio, hicache_size), or keep pages in L3 \
@@ -166,6 +169,7 @@ mod tests {
             MissReason::Recompute,
             MissReason::LoadBackMinimum,
             MissReason::Evicted,
+            MissReason::ComputedMeanwhile,
         ];
         let mut all: Vec<&str> = misses.into_iter().filter_map(of_miss).collect();
         for cause in causes {

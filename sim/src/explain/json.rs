@@ -122,6 +122,7 @@ fn visit(visit: &Visit) -> Value {
         "held_by": visit.first.and_then(|first| first.hold).map(|hold| format!("{hold:?}")),
         "fetch_estimate_ns": weighed.map(|weighed| weighed.fetch_ns),
         "compute_estimate_ns": weighed.map(|weighed| weighed.compute_ns),
+        "both_estimate_ns": weighed.and_then(|weighed| weighed.both_ns),
     })
 }
 

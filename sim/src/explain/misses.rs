@@ -61,6 +61,16 @@ pub(super) fn miss(e: &Explanation, served: &Served, miss: Miss) -> Finding {
                     ms(weighed.fetch_ns)
                 ))
         ),
+        MissReason::ComputedMeanwhile => format!(
+            "{share} are in L3 and were computed while those behind them were fetched, which both together was estimated to \
+             be the fastest{}",
+            plan.and_then(|plan| plan.weighed).map_or_else(String::new, |weighed| format!(
+                " ({} against {} for computing all and {} for fetching all)",
+                ms(weighed.both_ns.unwrap_or_default()),
+                ms(weighed.compute_ns),
+                ms(weighed.fetch_ns)
+            ))
+        ),
         MissReason::LoadBackMinimum => {
             format!("{share} are in L2, but fewer than load_back_threshold: copying them back was not worth it")
         }

@@ -315,13 +315,20 @@ fn weighed(e: &Explanation) -> Option<Finding> {
     let visit = e.story.computing()?;
     let plan = visit.plan?;
     let weighed = plan.weighed?;
-    let was_fetched = weighed.fetch_ns <= weighed.compute_ns;
+    let was_fetched = weighed.both_ns.is_none() && weighed.fetch_ns <= weighed.compute_ns;
     let pages = plural(u64::from(plan.until.saturating_sub(plan.local)), "page");
     let mut text = format!(
         "Fetching {pages} from L3 was estimated to take {}, computing them {}: {}.",
         ms(weighed.fetch_ns),
         ms(weighed.compute_ns),
-        if was_fetched { "so they were fetched" } else { "so they were computed" }
+        match weighed.both_ns {
+            Some(both_ns) => format!(
+                "so they were computed from the head while they were fetched from the end, which was to take {}",
+                ms(both_ns)
+            ),
+            None if was_fetched => "so they were fetched".to_owned(),
+            None => "so they were computed".to_owned(),
+        }
     );
     if was_fetched && let Some(until) = visit.patience {
         let policy = e.site.workers[visit.worker as usize].config.kv.prefetch_policy;

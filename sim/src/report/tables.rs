@@ -116,7 +116,8 @@ impl Tables {
                         | MissReason::Vanished
                         | MissReason::Recompute
                         | MissReason::LoadBackMinimum
-                        | MissReason::Evicted => String::new(),
+                        | MissReason::Evicted
+                        | MissReason::ComputedMeanwhile => String::new(),
                     };
                     let worker = optional(record.prefill.or(record.decode));
                     let reason = miss.reason.name().to_owned();

@@ -303,6 +303,7 @@ impl<'a> Group<'a> {
             storage_link,
             host_link: if ideal { timed(UNLIMITED) } else { scaled(wires.host, table.tp) },
             fetch_by_cost: table.fetch_by_cost.unwrap_or(default.fetch_by_cost),
+            fetch_bidirectional: table.fetch_bidirectional.unwrap_or(default.fetch_bidirectional),
             ..default
         };
         Ok(Self { table, cost, model, kv, ideal })

@@ -176,6 +176,8 @@ pub struct Worker {
     pub load_back_threshold: Option<u32>,
     /// Fetch and load only what arrives sooner than it could be computed.
     pub fetch_by_cost: Option<bool>,
+    /// Where neither is much the faster: compute a prompt from its head while it is fetched from its end.
+    pub fetch_bidirectional: Option<bool>,
 
     /// Order of admission.
     #[serde(default)]

@@ -94,7 +94,7 @@ fn a_shared_store_is_asked_before_host_pages_are_reserved() {
     rig.serve(&tokens(0..41));
     rig.restart();
     let prompt = rig.prompt(&tokens(0..41));
-    rig.kv.enter(&mut rig.bench.cx(), RequestId(99), &prompt);
+    rig.kv.enter(&mut rig.bench.cx(), RequestId(99), &prompt, true);
     rig.settle();
     assert_eq!(rig.ops(|command| matches!(command, Command::Query(_))).len(), 1);
     assert_eq!(rig.kv.used().1, 0, "nothing is reserved for a question");
@@ -259,14 +259,16 @@ fn the_prefetch_deadline_runs_from_the_first_blocked_admission() {
     rig.serve(&tokens(0..41));
     rig.restart();
     let prompt = rig.prompt(&tokens(0..41));
-    rig.kv.enter(&mut rig.bench.cx(), RequestId(9), &prompt);
+    rig.kv.enter(&mut rig.bench.cx(), RequestId(9), &prompt, true);
     rig.settle();
     rig.bench.now = Instant(50_000_000_000);
-    let Fetch::Wait(deadline) = rig.kv.ready(&mut rig.bench.cx(), RequestId(9)) else { panic!("pages are coming") };
+    let Fetch::Wait(deadline) = rig.kv.ready(&mut rig.bench.cx(), RequestId(9), false) else {
+        panic!("pages are coming")
+    };
     // 2 s and 0.1 s per 1,024 tokens, of which there are 40.
     assert_eq!(deadline.0, 52_000_000_000 + 100_000_000 * 40 / 1024);
     rig.bench.now = deadline;
-    assert_eq!(rig.kv.ready(&mut rig.bench.cx(), RequestId(9)), Fetch::Go);
+    assert_eq!(rig.kv.ready(&mut rig.bench.cx(), RequestId(9), false), Fetch::Go);
     let served = rig.admit(RequestId(9), &prompt).unwrap();
     assert_eq!(served.misses[0], Miss { reason: MissReason::Timeout, tokens: 40 });
     // What was on its way arrives as cache.
@@ -285,13 +287,13 @@ fn wait_complete_waits_and_best_effort_waits_no_longer_than_computing_takes() {
         rig.serve(&tokens(0..41));
         rig.restart();
         let prompt = rig.prompt(&tokens(0..41));
-        rig.kv.enter(&mut rig.bench.cx(), RequestId(9), &prompt);
+        rig.kv.enter(&mut rig.bench.cx(), RequestId(9), &prompt, true);
         rig.settle();
-        assert!(matches!(rig.kv.ready(&mut rig.bench.cx(), RequestId(9)), Fetch::Wait(_)));
+        assert!(matches!(rig.kv.ready(&mut rig.bench.cx(), RequestId(9), false), Fetch::Wait(_)));
         rig.bench.now = Instant(3_600_000_000_000);
-        assert_eq!(matches!(rig.kv.ready(&mut rig.bench.cx(), RequestId(9)), Fetch::Wait(_)), patient);
+        assert_eq!(matches!(rig.kv.ready(&mut rig.bench.cx(), RequestId(9), false), Fetch::Wait(_)), patient);
         rig.drain();
-        assert_eq!(rig.kv.ready(&mut rig.bench.cx(), RequestId(9)), Fetch::Go);
+        assert_eq!(rig.kv.ready(&mut rig.bench.cx(), RequestId(9), false), Fetch::Go);
         rig.kv.leave(RequestId(9));
         rig.settle();
     }
@@ -306,8 +308,8 @@ fn a_prefetch_without_room_is_parked_and_tried_again() {
     rig.restart();
     let first = rig.prompt(&tokens(0..41));
     let second = rig.prompt(&tokens(100..141));
-    rig.kv.enter(&mut rig.bench.cx(), RequestId(1), &first);
-    rig.kv.enter(&mut rig.bench.cx(), RequestId(2), &second);
+    rig.kv.enter(&mut rig.bench.cx(), RequestId(1), &first, true);
+    rig.kv.enter(&mut rig.bench.cx(), RequestId(2), &second, true);
     rig.settle();
     assert_eq!(rig.ops(|command| matches!(command, Command::Prefetch(_))).len(), 2);
     rig.drain();
@@ -330,12 +332,12 @@ fn a_request_that_leaves_gives_up_its_fetch_and_nothing_leaks() {
     rig.serve(&tokens(0..41));
     rig.restart();
     let prompt = rig.prompt(&tokens(0..41));
-    rig.kv.enter(&mut rig.bench.cx(), RequestId(1), &prompt);
+    rig.kv.enter(&mut rig.bench.cx(), RequestId(1), &prompt, true);
     rig.kv.leave(RequestId(1));
     rig.settle();
     assert!(rig.flying.is_empty(), "a batch that no lane has is not started");
     assert_eq!(rig.kv.used(), (0, 0));
-    rig.kv.enter(&mut rig.bench.cx(), RequestId(2), &prompt);
+    rig.kv.enter(&mut rig.bench.cx(), RequestId(2), &prompt, true);
     rig.settle();
     rig.kv.leave(RequestId(2));
     rig.drain();

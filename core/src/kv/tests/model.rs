@@ -114,13 +114,13 @@ fn run(config: KvConfig, acts: Vec<Act>) {
             Act::Enter { family: which, length } => {
                 let prompt = family(&rig, which, length);
                 let request = rig.next_request();
-                rig.kv.enter(&mut rig.bench.cx(), request, &prompt);
+                rig.kv.enter(&mut rig.bench.cx(), request, &prompt, true);
                 waiting.push((request, prompt));
             }
             Act::Admit(at) if !waiting.is_empty() => {
                 let at = at.index(waiting.len());
                 let (request, prompt) = waiting[at].clone();
-                let _ = rig.kv.ready(&mut rig.bench.cx(), request);
+                let _ = rig.kv.ready(&mut rig.bench.cx(), request, false);
                 if rig.admit(request, &prompt).is_ok() {
                     waiting.remove(at);
                 }

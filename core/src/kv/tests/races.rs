@@ -31,11 +31,11 @@ fn an_answer_to_an_earlier_wait_of_a_request_is_not_taken_for_the_new_one() {
     rig.serve(&tokens(0..41));
     rig.restart();
     let prompt = rig.prompt(&tokens(0..41));
-    rig.kv.enter(&mut rig.bench.cx(), RequestId(9), &prompt);
+    rig.kv.enter(&mut rig.bench.cx(), RequestId(9), &prompt, true);
     rig.settle();
     let first = rig.only(|command| matches!(command, Command::Query(_)));
     rig.kv.leave(RequestId(9));
-    rig.kv.enter(&mut rig.bench.cx(), RequestId(9), &prompt);
+    rig.kv.enter(&mut rig.bench.cx(), RequestId(9), &prompt, true);
     rig.settle();
     rig.end(first, End::Badly(Fault::Unreachable));
     rig.drain();
@@ -139,7 +139,7 @@ fn a_detach_is_the_reason_why_pages_were_not_fetched() {
     rig.serve(&tokens(0..41));
     rig.restart();
     let prompt = rig.prompt(&tokens(0..41));
-    rig.kv.enter(&mut rig.bench.cx(), RequestId(9), &prompt);
+    rig.kv.enter(&mut rig.bench.cx(), RequestId(9), &prompt, true);
     rig.settle();
     rig.order(Control::DetachStorage);
     assert_eq!(rig.admit(RequestId(9), &prompt).unwrap().misses[0].reason, MissReason::StorageFailed);
@@ -216,7 +216,7 @@ fn requests_that_left_are_not_parked() {
     rig.order(Control::Flush);
     let prompt = rig.prompt(&tokens(0..41));
     for _ in 0..100 {
-        rig.kv.enter(&mut rig.bench.cx(), RequestId(9), &prompt);
+        rig.kv.enter(&mut rig.bench.cx(), RequestId(9), &prompt, true);
         rig.settle();
         rig.kv.leave(RequestId(9));
     }
@@ -292,7 +292,7 @@ fn a_prefetch_that_found_all_of_l2_pinned_is_tried_again_when_the_pins_go() {
     rig.end(backup, End::Well);
     let persist = rig.only(|command| matches!(command, Command::Persist(_)));
     let prompt = rig.prompt(&tokens(0..41));
-    rig.kv.enter(&mut rig.bench.cx(), RequestId(2), &prompt);
+    rig.kv.enter(&mut rig.bench.cx(), RequestId(2), &prompt, true);
     rig.settle();
     assert_eq!(rig.kv.hicache.parked_requests(), 1);
     rig.end(persist, End::Well);
