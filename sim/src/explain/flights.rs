@@ -143,7 +143,8 @@ impl Watcher {
                 MoveKind::Push => owner == Some(story.request),
                 MoveKind::Prefetch | MoveKind::Query | MoveKind::LoadBack => {
                     let waits = story.legs.get(&worker).is_some_and(|leg| match leg.presence {
-                        Presence::Here(standing) => standing.stage == State::Waiting,
+                        // One that computes may have its tail fetched meanwhile.
+                        Presence::Here(standing) => standing.stage == State::Waiting || standing.fetch.is_some(),
                         Presence::Coming => true,
                         Presence::Gone => false,
                     });
