@@ -92,3 +92,6 @@ const OF_COMPUTING: (u64, u64) = (4, 5);
 /// And this share of fetching all, since the head costs the device time that others may want: not where fetching is more
 /// than twice as fast.
 const OF_FETCHING: (u64, u64) = (2, 3);
+
+#[cfg(test)]
+mod tests;

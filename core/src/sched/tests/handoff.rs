@@ -207,6 +207,64 @@ fn pages_that_the_sink_has_are_not_pushed() {
     cluster.check_rest();
 }
 
+/// A cluster whose prefill worker finds this prompt in L3, and computes a page in the time in which it is fetched.
+fn with_l3(tokens: &[u32], change: impl Fn(&mut WorkerConfig)) -> Cluster {
+    let change = |config: &mut WorkerConfig| {
+        if config.mode == Mode::Prefill {
+            super::tail::set_up(config, super::tail::PAGE_NS);
+        }
+        change(config);
+    };
+    let mut first = Cluster::new(1, 128, change);
+    first.submit(1, tokens, 1, 1);
+    first.run();
+    let mut cluster = Cluster::new(1, 128, change);
+    cluster.toys[1].bench.cost = super::tail::cost();
+    cluster.toys[1].store = core::mem::take(&mut first.toys[1].store);
+    while cluster.step() {}
+    cluster
+}
+
+#[test]
+fn what_a_prefill_leg_takes_of_its_tail_is_pushed_once_and_in_order() {
+    for (layerwise, has) in [(true, 0), (true, 40), (false, 0)] {
+        let tokens = words(1, 160);
+        let mut cluster = with_l3(&tokens, |config| config.transfer.layerwise = layerwise);
+        if has > 0 {
+            // The sink has the beginning.
+            cluster.submit(2, &tokens[..has], 1, 1);
+            cluster.run();
+        }
+        let pushed = cluster.toys[1].bench.metrics.push_pages;
+        cluster.submit(3, &tokens, 5, 1);
+        cluster.run();
+        assert_eq!(cluster.toys[1].ending(3), Event::HandedOver);
+        assert!(is_good(&cluster.toys[0].ending(3)));
+        cluster.toys[0].check_answer(3);
+        let metrics = &cluster.toys[1].bench.metrics;
+        assert!(metrics.marks.contains_key("kv.tail_taken"), "it had a tail");
+        assert_eq!(metrics.push_pages - pushed, 40 - has as u64 / 4);
+        cluster.check_rest();
+    }
+}
+
+#[test]
+fn a_load_of_the_tail_that_fails_under_a_prefill_leg_fails_no_request() {
+    let tokens = words(1, 160);
+    let mut cluster = with_l3(&tokens, |_| {});
+    cluster.submit(3, &tokens, 5, 1);
+    for _ in 0..10_000 {
+        let fails = |id, command: &Command| (id == 1 && matches!(command, Command::LoadBack(_))).then_some(Fault::Io);
+        if !(cluster.deliver() | cluster.work(fails)) {
+            break;
+        }
+    }
+    cluster.run();
+    assert!(is_good(&cluster.toys[0].ending(3)), "it is computed somewhere: {:?}", cluster.toys[0].ending(3));
+    cluster.toys[0].check_answer(3);
+    cluster.check_rest();
+}
+
 #[test]
 fn without_layers_nothing_is_pushed_before_the_last_chunk_is_done() {
     let mut cluster = Cluster::new(1, 64, |config| config.transfer.layerwise = false);

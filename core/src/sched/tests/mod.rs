@@ -5,6 +5,7 @@ mod forwards;
 mod handoff;
 mod random;
 mod shortage;
+mod tail;
 mod toy;
 
 use std::vec::Vec;

@@ -46,6 +46,7 @@ pub(super) struct Toy {
     pub(super) outside: Vec<Lease>,
     pub(super) device: BTreeMap<GpuPage, Vec<u64>>,
     host: BTreeMap<HostPage, Vec<u64>>,
+    pub(super) store: BTreeMap<PageKey, Vec<u64>>,
     /// Requests under which a forward failed, until their table is told again: what they compute means nothing.
     poisoned: BTreeSet<RequestId>,
     histories: BTreeMap<RequestId, Vec<Token>>,
@@ -94,6 +95,7 @@ impl Toy {
             outside: Vec::new(),
             device: BTreeMap::new(),
             host: BTreeMap::new(),
+            store: BTreeMap::new(),
             poisoned: BTreeSet::new(),
             histories: BTreeMap::new(),
             tables: BTreeMap::new(),
@@ -171,13 +173,13 @@ impl Toy {
         }
     }
 
-    /// Commands in flight that may end now: the first of each lane, if what it is ordered behind has ended.
+    /// Commands in flight that may end now: the first of each lane, or any of L3's, if what it is ordered behind has ended.
     pub(super) fn ready(&self) -> Vec<OpId> {
         let mut lanes: Vec<LaneKind> = Vec::new();
         let mut ready = Vec::new();
         for started in &self.lane {
             let lane = started.command.lane();
-            if lanes.contains(&lane) {
+            if lane != LaneKind::Storage && lanes.contains(&lane) {
                 continue;
             }
             lanes.push(lane);
@@ -312,13 +314,34 @@ impl Toy {
                 }
                 Outcome::Moved
             }
-            Command::Query(_)
-            | Command::Prefetch(_)
-            | Command::Persist(_)
-            | Command::Discard(_)
-            | Command::Scan { .. }
-            | Command::Wipe
-            | Command::Touch(_) => panic!("these tests have no L3"),
+            Command::Query(keys) => Outcome::Found(keys.iter().map(|key| self.store.contains_key(key)).collect()),
+            Command::Prefetch(objects) => {
+                let mut failed = Vec::new();
+                for (index, object) in (0..).zip(objects) {
+                    match self.store.get(&object.key) {
+                        Some(content) => _ = self.host.insert(object.page, content.clone()),
+                        None => failed.push((index, Fault::Missing)),
+                    }
+                }
+                if failed.is_empty() { Outcome::Moved } else { Outcome::Partly(failed) }
+            }
+            Command::Persist(objects) => {
+                for object in objects {
+                    self.store.insert(object.key, self.host[&object.page].clone());
+                }
+                Outcome::Moved
+            }
+            Command::Scan { .. } => Outcome::Scanned {
+                keys: self.store.keys().map(|&key| (key, 0)).collect(),
+                next: None,
+                foreign: 0,
+                torn: 0,
+            },
+            Command::Wipe => {
+                self.store.clear();
+                Outcome::Moved
+            }
+            Command::Discard(_) | Command::Touch(_) => panic!("these tests have no quota"),
         }
     }
 
