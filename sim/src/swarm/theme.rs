@@ -7,6 +7,8 @@
 //! - *crowded*: a worker that refuses most of what comes, so that the router tries again and again, while what is said of
 //!   the first attempts comes twice.
 //! - *wide*: a prompt whose pages fill the storage lane, so that some wait before it, and a client that does not.
+//! - *ends*: a long prompt comes again and finds itself on a disk that is about as fast as the device, so that it is computed
+//!   from one end and fetched from the other; and something goes wrong before the two have met.
 
 use super::dice::Dice;
 use super::draw::{group_of, prefetching};
@@ -21,6 +23,7 @@ pub(super) enum Theme {
     Tight,
     Crowded,
     Wide,
+    Ends,
 }
 
 impl Theme {
@@ -30,6 +33,7 @@ impl Theme {
             350..430 => Self::Tight,
             430..470 => Self::Crowded,
             470..480 => Self::Wide,
+            480..530 => Self::Ends,
             _ => Self::Plain,
         }
     }
@@ -41,14 +45,19 @@ impl Theme {
             Self::Plain => {}
             Self::Rounds if dice.chance(350) => {}
             Self::Rounds | Self::Wide => *groups = of(&[Role::Unified]),
-            Self::Crowded => *groups = of(&[Role::Prefill, Role::Decode]),
+            Self::Ends if dice.chance(700) => *groups = of(&[Role::Unified]),
+            Self::Crowded | Self::Ends => *groups = of(&[Role::Prefill, Role::Decode]),
             Self::Tight => *groups = of(&[Role::Prefill, Role::Prefill, Role::Decode]),
         }
     }
 
-    /// Pages of one token, where a prompt has to have many.
+    /// Pages of one token, where a prompt has to have many; larger ones, where it has to be long.
     pub(super) const fn page_size(self, drawn: u64) -> u64 {
-        if matches!(self, Self::Wide) { 1 } else { drawn }
+        match self {
+            Self::Wide => 1,
+            Self::Ends if drawn < 16 => 16,
+            Self::Plain | Self::Rounds | Self::Tight | Self::Crowded | Self::Ends => drawn,
+        }
     }
 
     /// Caches, requests and faults of the theme.
@@ -59,6 +68,7 @@ impl Theme {
             Self::Tight => tight(dice, plan, page_size),
             Self::Crowded => crowded(dice, plan, page_size),
             Self::Wide => wide(dice, plan),
+            Self::Ends => ends(dice, plan, page_size),
         }
     }
 }
@@ -280,6 +290,70 @@ fn wide(dice: &mut Dice, plan: &mut Plan) {
         let keys = Keys::new().with("request", Value::Request(1));
         let at_ns = gap_ns + dice.span(10_000, 20_000_000);
         plan.faults.push(Fault { at_ns, what: "cancel", lasts: None, keys });
+    }
+}
+
+fn ends(dice: &mut Dice, plan: &mut Plan, page_size: u64) {
+    plan.model = "llama-3.1-8b";
+    plan.common.remove("service");
+    plan.common.remove("request_timeout");
+    let tokens = dice.between(1_000, 4_000);
+    let room = (tokens * dice.between(1, 3) / page_size + 4) * page_size;
+    for group in &mut plan.groups {
+        group.keys.set("max_total_tokens", Value::Count(room));
+        if group.keys.get("hicache_ratio").is_some() {
+            group.keys.set("hicache_ratio", Value::PerMille(1000));
+        }
+    }
+    let keys = &mut plan.groups[0].keys;
+    let storage = Keys::new().with("disk", Value::Word(dice.pick(&["nvme_cloud", "nvme_cloud", "nvme_gen4"])));
+    let storage = if dice.chance(200) { storage.with("mode", Value::Word("shared")) } else { storage };
+    keys.set("hicache_storage", Value::Table(storage));
+    keys.set("hicache_ratio", Value::PerMille(dice.between(1000, 2500)));
+    keys.set("prefetch_capacity", Value::PerMille(1000));
+    keys.set("prefetch_threshold", Value::Count(dice.log(1, 256)));
+    keys.remove("hicache_write_policy");
+    keys.remove("fetch_by_cost");
+    if dice.chance(700) {
+        keys.remove("hicache_storage_prefetch_policy");
+    }
+    plan.loads.clear();
+    plan.requests = vec![request(0, tokens, 1, 0)];
+    let again_ns = dice.between(3, 5) * SECOND;
+    let mut at_ns = again_ns;
+    for _ in 0..dice.between(1, 3) {
+        plan.requests.push(request(at_ns, tokens + dice.log(0, page_size), dice.log(1, 8), 0));
+        at_ns += dice.span(1_000, 200_000_000);
+    }
+    let worker = || Keys::new().with("worker", Value::Worker(0));
+    let store = || Keys::new().with("store", Value::Store(0));
+    let mut add = |at_ns: u64, what: &'static str, lasts: Option<(&'static str, u64)>, keys: Keys| {
+        plan.faults.push(Fault { at_ns, what, lasts, keys });
+    };
+    add(again_ns / 2, "flush", None, worker());
+    for _ in 0..dice.between(0, 2) {
+        let at_ns = again_ns + dice.span(10_000, 300_000_000);
+        let soon_ns = dice.span(1_000_000, 500_000_000);
+        match dice.between(0, 9) {
+            0 => add(at_ns, "cancel", None, Keys::new().with("request", Value::Request(1))),
+            1 => add(at_ns, "flush", None, worker()),
+            2 => add(at_ns, "restart", Some(("down_for", soon_ns)), worker()),
+            3 => add(at_ns, "detach_storage", None, worker()),
+            4 => add(at_ns, "clear_storage", None, worker()),
+            5 => add(at_ns, "failed_step", None, worker().with("count", Value::Count(dice.log(1, 2)))),
+            6 => add(
+                at_ns,
+                "failed_copy",
+                None,
+                worker().with("count", Value::Count(1)).with("side", Value::Word("h2d")),
+            ),
+            7 => add(again_ns, "disk_error", Some(("for", soon_ns)), store()),
+            8 => add(again_ns - SECOND, "store_tear", None, store().with("every", Value::Count(dice.between(2, 40)))),
+            _ => {
+                let keys = store().with("factor", Value::PerMille(dice.log(1, 1000)));
+                add(again_ns, "slow_disk", Some(("for", soon_ns)), keys);
+            }
+        }
     }
 }
 
