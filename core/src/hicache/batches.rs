@@ -106,12 +106,12 @@ impl HiCache {
             if let Some(tail) = batch.tail_of.and_then(|request| self.tail_mut(request)) {
                 tail.begin(cx.now);
             }
-            self.moves.insert(op, Move::Fetch(id));
+            self.moves.insert(op, Move::Fetch { batch: id, era: self.era });
             self.storage_ops += 1;
         }
     }
 
-    pub(super) fn fetched(&mut self, cx: &mut Cx<'_>, tiers: &mut Tiers, id: BatchId, outcome: &Outcome) {
+    pub(super) fn fetched(&mut self, cx: &mut Cx<'_>, tiers: &mut Tiers, id: BatchId, era: u64, outcome: &Outcome) {
         self.storage_ops -= 1;
         let batch = self.batches.remove(&id).expect("a batch lives until its command ends");
         self.fetching_pages -= batch.pages.len() as u32;
@@ -130,7 +130,8 @@ impl HiCache {
                     let depth = tiers.radix.depth(page);
                     self.index.touch(key, stamp, depth);
                     let is_shared = self.config.storage == StorageMode::Shared && self.has_storage();
-                    if is_shared && self.wipes == 0 && self.index.get(key).is_none() {
+                    // What was read before L3 was emptied says nothing of what it holds now.
+                    if is_shared && era == self.era && self.wipes == 0 && self.index.get(key).is_none() {
                         self.index.set(key, Stored::Present, (stamp, u32::MAX - depth));
                     }
                     tiers.filled_host(page, true);

@@ -54,7 +54,7 @@ enum Move {
     /// L2 -> L3.
     Persist { pages: Vec<PageId>, era: u64 },
     /// L3 -> L2.
-    Fetch(BatchId),
+    Fetch { batch: BatchId, era: u64 },
     /// Which keys does L3 hold?
     Query(RequestId),
     /// What does L3 hold?
@@ -225,7 +225,7 @@ impl HiCache {
             Move::Backup(pages) => self.backed_up(cx, tiers, &pages, &outcome),
             Move::LoadBack { pages, users } => self.loaded(cx, tiers, op, (&pages, &users), &outcome, events),
             Move::Persist { pages, era } => self.persisted(cx, tiers, &pages, era, &outcome),
-            Move::Fetch(batch) => self.fetched(cx, tiers, batch, &outcome),
+            Move::Fetch { batch, era } => self.fetched(cx, tiers, batch, era, &outcome),
             Move::Query(request) => self.answered(cx, tiers, op, request, outcome),
             Move::Scan => self.scanned(cx, tiers, op, outcome),
             Move::Discard(keys) => self.discarded(cx, &keys, &outcome),

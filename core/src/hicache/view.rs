@@ -161,7 +161,7 @@ impl HiCache {
                     ("load back L2 -> L1", pages.len(), users.iter().map(|(request, _)| *request).collect())
                 }
                 Move::Persist { pages, .. } => ("persist L2 -> L3", pages.len(), Vec::new()),
-                Move::Fetch(batch) => match self.batches.get(batch) {
+                Move::Fetch { batch, .. } => match self.batches.get(batch) {
                     Some(batch) => ("prefetch L3 -> L2", batch.pages.len(), batch.users.clone()),
                     None => ("prefetch L3 -> L2", 0, Vec::new()),
                 },
