@@ -83,7 +83,8 @@ impl Probe {
             ..Options::default()
         };
         // What cannot be written is said before minutes of measuring.
-        fs::create_dir_all(&self.output).map_err(|error| format!("{}: {error}", self.output.display()))?;
+        let output = self.output.display();
+        fs::create_dir_all(&self.output).map_err(|error| format!("--output: {output} cannot be made: {error}"))?;
         let (weights, _) = open(&options)?;
         let loaded = load(&options, &weights)?;
         let device = loaded.device();

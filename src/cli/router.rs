@@ -135,7 +135,8 @@ impl Router {
         }
         let mut hooks = RouterHooks::default();
         if let Some(folder) = &own.hardware {
-            let (cost, measured) = measured(folder)?;
+            let (cost, measured) = measured(folder)
+                .map_err(|error| format!("--hardware: {error}; `pd probe --output DIR` writes such a folder"))?;
             hooks.cost = cost;
             config.measured = Some(measured);
         }

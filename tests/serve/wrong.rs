@@ -23,6 +23,7 @@ fn what_cannot_be_served_is_refused_at_the_start() {
     let strange = folder.join("strange");
     let nowhere = folder.join("nowhere");
     let file = write("file", "");
+    let (below, probed) = (format!("{file}/below"), folder.join("probe"));
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let taken = taken.local_addr().expect("bound").port().to_string();
     let _held = std::net::TcpListener::bind(format!("127.0.0.1:{taken}"));
@@ -67,6 +68,10 @@ fn what_cannot_be_served_is_refused_at_the_start() {
         (vec!["router", "--decode", "http://a:1", "--decode", "http://a:1"], &["twice"]),
         (vec!["router", "--journal", "/nowhere/at/all.pdj", "--port", "0"], &["journal", "/nowhere/at/all.pdj"]),
         (vec!["router", "--policy", "best"], &["best", "cache_aware"]),
+        (vec!["router", "--hardware", &nowhere], &["--hardware", "nowhere/gpu.toml", "pd probe"]),
+        (vec!["serve", "--device", "cpu", "--fast-math"], &["--fast-math", "--device cuda"]),
+        (vec!["probe", "--output", &below], &["--output", "file/below"]),
+        (vec!["probe", "--model-path", &nowhere, "--output", &probed], &["nowhere", "no such folder"]),
         (vec!["router", "--config", &unknown], &["unknown.toml:2:3: ", "page_sise"]),
         (vec!["bench", "--config", &unknown], &["unknown.toml:2:3: ", "page_sise"]),
         (vec!["up", "--config", &unknown], &["unknown.toml:2:3: ", "did you mean `page_size`"]),
