@@ -33,8 +33,9 @@ use crate::settings::choice;
 ///
 /// Steps of the engine over a grid of batches, contexts, chunks and cached prefixes become a table for this model and, by
 /// least squares, constants for others; steps that are not of the grid tell how far that is off. The files that are
-/// written are named by scenarios in place of those of the library (`model`, `gpu`, `network.host_link`, `network.near`,
-/// `storage.disk`), and by `pd router --hardware`. A GPU takes about two minutes. The machine should have nothing else to do.
+/// written are named by scenarios in place of those of the library (`model`, `gpu`, `network.host_link`, `network.near`, the
+/// `disk` of `hicache_storage`), and by `pd router --hardware`. A GPU takes about a minute. The machine should have nothing
+/// else to do.
 #[derive(Debug, Args)]
 pub(super) struct Probe {
     /// Model: a Hugging Face folder; without one, the tiny model inside pd.
