@@ -25,6 +25,7 @@ pub(super) struct Kernels {
     differences: Function,
     tables: Function,
     gather: Function,
+    push: Function,
     multiprocessors: u32,
     /// Functions lead into them.
     _modules: Vec<Module>,
@@ -132,6 +133,7 @@ impl Kernels {
             differences: util.function("count_differences", 0)?,
             tables: util.function("update_tables", 0)?,
             gather: util.function("gather_rows", 0)?,
+            push: util.function("push_pieces", 0)?,
             multiprocessors: context.multiprocessors,
             _modules: modules,
         })
@@ -356,6 +358,24 @@ impl Kernels {
         unsafe { self.differences.launch(stream, shape, arguments) }
     }
 
+    /// Copies pieces of so many bytes, a multiple of 16, between memories that the GPU reaches: `offsets` has two for each
+    /// of `count`, where it begins in the one and in the other.
+    pub(super) fn push(
+        &self,
+        stream: &Stream,
+        offsets: u64,
+        count: usize,
+        bytes: u64,
+        (from, to): (u64, u64),
+    ) -> Result<()> {
+        assert!(bytes.is_multiple_of(16) && bytes / 16 <= i32::MAX as u64, "whole vectors, as the kernel counts them");
+        let shape = Shape { grid: (PUSH_BLOCKS, 1), threads: 512, shared: 0 };
+        let arguments =
+            Arguments::default().long(offsets).int(count as u32).int((bytes / 16) as u32).long(from).long(to);
+        // SAFETY: the caller's memory, of which the kernel touches the pieces only.
+        unsafe { self.push.launch(stream, shape, arguments) }
+    }
+
     /// Copies some rows of elements, one behind the other.
     pub(super) fn gather(
         &self,
@@ -458,6 +478,8 @@ impl Ordered {
     }
 }
 
+/// Blocks that push pages: enough for NVLink, and few beside those that compute.
+const PUSH_BLOCKS: u32 = 32;
 /// Most blocks that share a row's logits.
 pub(super) const SAMPLE_BLOCKS_MAX: u32 = 32;
 /// What a block of Hopper can have.

@@ -229,7 +229,7 @@ impl CudaEngine {
     /// # Errors
     /// [`CudaError::Memory`], or what recording meets.
     pub fn allocate(&mut self, pages: u32) -> Result<Arc<CudaPool>, CudaError> {
-        let pool = CudaPool::new(&self.model.context, &self.geometry, pages)?;
+        let pool = CudaPool::new(&self.model, &self.geometry, pages)?;
         self.pool = Some(Arc::clone(&pool));
         self.record()?;
         Ok(pool)

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
 use pd_sync::{Arena, Device, Reach};
 
-use super::driver::{Buffer, Context, Result, Stream, close_ipc, ipc_handle, open_ipc};
+use super::CudaModel;
+use super::driver::{Buffer, Context, Pinned as HostList, Result, Stream, close_ipc, ipc_handle, open_ipc};
 use super::kernels::Pool;
 use super::module::TensorMap;
 use crate::geometry::Geometry;
@@ -16,6 +17,8 @@ use crate::geometry::Geometry;
 /// Pages of one size, in the layout of [`Geometry`].
 pub struct CudaPool {
     context: Arc<Context>,
+    /// Whose kernels push pages.
+    model: Arc<CudaModel>,
     buffer: Buffer,
     page_bytes: usize,
     pages: u32,
@@ -25,7 +28,8 @@ pub struct CudaPool {
 }
 
 impl CudaPool {
-    pub(super) fn new(context: &Arc<Context>, geometry: &Geometry, pages: u32) -> Result<Arc<Self>> {
+    pub(super) fn new(model: &Arc<CudaModel>, geometry: &Geometry, pages: u32) -> Result<Arc<Self>> {
+        let context = &model.context;
         let page_bytes = geometry.page_bytes(geometry.page_size);
         // A page that was never written must not hold what is no number: nothing times that is no number either.
         let buffer = Buffer::zeroed(context, page_bytes * pages as usize, "pages of KV")?;
@@ -50,7 +54,8 @@ impl CudaPool {
         let has_maps = geometry.head_dim.is_multiple_of(64) && page_bytes.is_multiple_of(16);
         let maps = layers.iter().filter(|_| has_maps).map(|pool| Ok((map(pool.keys)?, map(pool.values)?)));
         let maps = maps.collect::<Result<_>>()?;
-        Ok(Arc::new(Self { context: Arc::clone(context), buffer, page_bytes, pages, layers, maps }))
+        let (context, model) = (Arc::clone(context), Arc::clone(model));
+        Ok(Arc::new(Self { context, model, buffer, page_bytes, pages, layers, maps }))
     }
 
     pub(super) fn layer(&self, layer: usize) -> &Pool {
@@ -122,6 +127,9 @@ struct Handle {
 struct Path {
     stream: Stream,
     context: Arc<Context>,
+    model: Arc<CudaModel>,
+    /// What the kernel reads of a push that is under way: where its pieces are.
+    offsets: Mutex<HostList>,
     /// Ours, which must stay.
     from: Range<u64>,
     to: Range<u64>,
@@ -146,6 +154,8 @@ impl Path {
         Ok(Self {
             stream: Stream::new(context)?,
             context: Arc::clone(context),
+            model: Arc::clone(&pool.model),
+            offsets: Mutex::new(HostList::new(context, PIECES_MAX * 16)?),
             from: from..from + pool.buffer.bytes() as u64,
             to: base..base + handle.bytes,
             is_mapped,
@@ -155,16 +165,25 @@ impl Path {
 
 impl Reach for Path {
     fn put(&self, pieces: &[(u64, u64)], bytes: u64) -> io::Result<()> {
-        let start = || {
+        let (ours, theirs) = (self.from.end - self.from.start, self.to.end - self.to.start);
+        let fits = |(from, to): &(u64, u64)| from + bytes <= ours && to + bytes <= theirs;
+        assert!(pieces.iter().all(fits), "pages of the pools");
+        let mut offsets = self.offsets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut push = || -> Result<()> {
             self.context.bind()?;
-            for (from, to) in pieces {
-                let (from, to) = (self.from.start + from, self.to.start + to);
-                assert!(from + bytes <= self.from.end && to + bytes <= self.to.end, "pages of the pools");
-                self.stream.copy(to, from, bytes as usize)?;
+            for lot in pieces.chunks(PIECES_MAX) {
+                for (entry, (from, to)) in offsets.bytes_mut().chunks_exact_mut(16).zip(lot) {
+                    entry[..8].copy_from_slice(&from.to_ne_bytes());
+                    entry[8..].copy_from_slice(&to.to_ne_bytes());
+                }
+                let (list, bases) = (offsets.as_ptr() as u64, (self.from.start, self.to.start));
+                self.model.kernels.push(&self.stream, list, lot.len(), bytes, bases)?;
+                // The list is written anew for the next lot, and the caller's pages are its own again.
+                self.stream.wait()?;
             }
-            self.stream.wait()
+            Ok(())
         };
-        start().map_err(io::Error::other)
+        push().map_err(io::Error::other)
     }
 }
 
@@ -191,6 +210,9 @@ impl fmt::Debug for CudaPool {
             .finish_non_exhaustive()
     }
 }
+
+/// Pieces of one launch.
+const PIECES_MAX: usize = 1024;
 
 /// A lane of copies between a pool and an arena of the host, whose memory the GPU reads and writes by itself meanwhile.
 #[derive(Debug)]

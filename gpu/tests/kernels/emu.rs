@@ -25,8 +25,10 @@ pub(crate) const ANY: Unit = Unit { file: "attention_any.cu", kernels: &["attent
 pub(crate) const SEQK: Unit =
     Unit { file: "seqk.cu", kernels: &["seqk_wgmma_8", "seqk_wgmma_16", "seqk_wgmma_32", "seqk_wgmma_64"] };
 pub(crate) const SAMPLE: Unit = Unit { file: "sample.cu", kernels: &["sample_greedy_gumbel", "sample_filtered"] };
-pub(crate) const UTIL: Unit =
-    Unit { file: "util.cu", kernels: &["draw_bf16", "count_differences", "update_tables", "gather_rows"] };
+pub(crate) const UTIL: Unit = Unit {
+    file: "util.cu",
+    kernels: &["draw_bf16", "count_differences", "update_tables", "gather_rows", "push_pieces"],
+};
 
 /// A kernel source compiled with the emulator.
 #[derive(Clone)]

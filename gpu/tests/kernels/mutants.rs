@@ -85,4 +85,7 @@ fn mistakes_in_what_a_start_needs_are_found() {
     is_found(UTIL, "i += (u64)gridDim.x * 256", "i += 256", util::counts_are_right);
     is_found(UTIL, "if (i < count)", "if (i <= count)", util::tables_are_right);
     is_found(UTIL, "row < 0 ? make_uint4", "row < -1 ? make_uint4", util::rows_are_right);
+    is_found(UTIL, "dst[i * 512 + tid] = v[i]", "dst[i * 512] = v[i]", util::pieces_are_right);
+    is_found(UTIL, "offsets[2 * piece + 1]", "offsets[2 * piece]", util::pieces_are_right);
+    is_found(UTIL, "job += gridDim.x", "job += gridDim.x + 1", util::pieces_are_right);
 }

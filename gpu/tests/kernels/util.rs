@@ -111,3 +111,30 @@ pub(crate) fn rows_are_right(program: &Program) -> Checked {
 fn rows_are_picked_and_padded_with_zeros() {
     holds(UTIL, rows_are_right);
 }
+
+/// What mutants are shown.
+pub(crate) fn pieces_are_right(program: &Program) -> Checked {
+    // Less than a part of a piece, a whole one, two and a bit; more blocks than parts and fewer.
+    for (vectors, ctas) in [(3, 4), (4096, 2), (2 * 4096 + 5, 3)] {
+        let (elements, pieces) = (vectors * 8, [(2, 0), (0, 3), (3, 1)]);
+        let from = Draw::new(5).values(4 * elements, 0.0, 1.0);
+        let bytes = (elements * 2) as u64;
+        let offsets: Vec<u64> = pieces.iter().flat_map(|(from, to)| [from * bytes, to * bytes]).collect();
+        let mut job = Job::new(5);
+        let to = job.poisoned::<u16>(4 * elements);
+        let arguments: &[Argument] =
+            arguments![job.buffer(&offsets), pieces.len() as i32, vectors as i32, job.buffer(&from), to];
+        job.launch("push_pieces", Shape { grid: [ctas, 1], block: 512, shared_bytes: 0 }, arguments);
+        let mut want = vec![POISON; 4 * elements];
+        for (source, target) in pieces.map(|(source, target)| (source as usize, target as usize)) {
+            want[target * elements..][..elements].copy_from_slice(&from[source * elements..][..elements]);
+        }
+        same(&format!("pieces of {vectors} vectors"), &job.run(program)?.get::<u16>(to), &want)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn pieces_land_where_they_belong_and_nothing_else_does() {
+    holds(UTIL, pieces_are_right);
+}

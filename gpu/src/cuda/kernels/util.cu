@@ -69,3 +69,27 @@ KERNEL(256, 4) gather_rows(const u16* from, const int* rows, u16* to, int width)
     uint4* dst = (uint4*)(to + (long long)blockIdx.x * width);
     for (int i = threadIdx.x; i < width / 8; i += 256) dst[i] = row < 0 ? make_uint4(0, 0, 0, 0) : ld_once16(src + i);
 }
+
+// to[offsets[2 i + 1] + b] = from[offsets[2 i] + b] for `vectors` 16-byte vectors b of each piece i; offsets in bytes,
+// multiples of 16. Any grid: blocks take parts of pieces in turn, each thread with several reads under way, for `to` may be
+// far away.
+KERNEL(512, 2) push_pieces(const u64* offsets, int count, int vectors, const uint4* from, uint4* to) {
+    constexpr int LOADS = 8, PART = LOADS * 512;
+    pdl_wait();
+    pdl_launch();
+    const int parts = (vectors + PART - 1) / PART;
+    for (long long job = blockIdx.x; job < (long long)count * parts; job += gridDim.x) {
+        const long long piece = job / parts;
+        const int begin = (int)(job % parts) * PART, tid = threadIdx.x;
+        const uint4* src = from + offsets[2 * piece] / 16 + begin;
+        uint4* dst = to + offsets[2 * piece + 1] / 16 + begin;
+        const int left = vectors - begin;
+        uint4 v[LOADS];
+#pragma unroll
+        for (int i = 0; i < LOADS; i++)
+            if (i * 512 + tid < left) v[i] = ld_once16(src + i * 512 + tid);
+#pragma unroll
+        for (int i = 0; i < LOADS; i++)
+            if (i * 512 + tid < left) dst[i * 512 + tid] = v[i];
+    }
+}
